@@ -1,0 +1,1 @@
+"""One coordinator per agent: its connection, breaker and schedules. What one agent does stays here."""

@@ -1,0 +1,1 @@
+"""Configuration: the model, and how it is read, checked and shown. Acts on nothing."""

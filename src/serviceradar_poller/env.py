@@ -1,0 +1,133 @@
+"""Every source of nondeterminism and every outside thing that the program uses, as Protocols."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from serviceradar_poller.config.model import SecurityConfig
+from serviceradar_poller.events.kernel import KernelEvent
+from serviceradar_poller.events.polling import PollingEvent
+from serviceradar_poller.wire.messages import (
+    PollerStatusChunk,
+    PollerStatusRequest,
+    PollerStatusResponse,
+    ResultsRequest,
+    ResultsResponse,
+    StatusRequest,
+    StatusResponse,
+)
+
+Event = KernelEvent | PollingEvent
+#: Takes an event; never blocks, never raises.
+Emit = Callable[[Event], None]
+
+
+class AgentClient(Protocol):
+    """
+    One agent, reached lazily: nothing connects before the first call.
+
+    Every call raises CallError, and nothing else, when it fails; timeouts are seconds.
+    A client may be used by many tasks at once and stays usable after every failure.
+    """
+
+    async def check_health(self, *, timeout_s: float) -> str:
+        """Return the agent's health: ``SERVING``, ``NOT_SERVING``, ``UNKNOWN`` or ``SERVICE_UNKNOWN``."""
+        ...
+
+    async def get_status(self, request: StatusRequest, *, timeout_s: float) -> StatusResponse:
+        """Ask for the status of one check."""
+        ...
+
+    async def get_results(self, request: ResultsRequest, *, timeout_s: float) -> ResultsResponse:
+        """Ask for a result set in one message."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connection; calls under way fail with CallError. May be called twice."""
+        ...
+
+
+class CoreClient(Protocol):
+    """Core, reached lazily; the same rules as for AgentClient."""
+
+    async def report_status(self, report: PollerStatusRequest, *, timeout_s: float) -> PollerStatusResponse:
+        """Send a report in one call."""
+        ...
+
+    async def stream_status(
+        self, chunks: Sequence[PollerStatusChunk], *, timeout_s: float
+    ) -> PollerStatusResponse:
+        """Send a report as a stream of chunks."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connection; calls under way fail with CallError. May be called twice."""
+        ...
+
+
+class Transport(Protocol):
+    """Makes clients. Unusable settings (a missing file, a bad certificate) raise CallError(layer=CONFIG)."""
+
+    def agent(self, address: str, security: SecurityConfig | None) -> AgentClient:
+        """Return a client for the agent at *address* (``host:port``; ``:port`` means localhost)."""
+        ...
+
+    def core(self, address: str, security: SecurityConfig | None) -> CoreClient:
+        """Return a client for the core at *address*."""
+        ...
+
+
+class Resolver(Protocol):
+    """Name resolution."""
+
+    async def resolve(self, host: str, *, timeout_s: float) -> tuple[str, ...]:
+        """Return the addresses of *host* in the resolver's order; empty when it has none or time runs out."""
+        ...
+
+
+class Clock(Protocol):
+    """Time."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go backwards; the running loop's own time."""
+        ...
+
+    def wall(self) -> float:
+        """Unix seconds, which may jump."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go backwards."""
+        return time.monotonic()
+
+    def wall(self) -> float:
+        """Unix seconds."""
+        return time.time()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Env:
+    """
+    The outside world, handed down from the composition root.
+
+    Attributes:
+        rng: Seedable chance; used for jitter only, never for secrets.
+        environ: Environment variables.
+        interface_address: The first up, non-loopback interface's IPv4, or empty.
+    """
+
+    transport: Transport
+    resolver: Resolver
+    emit: Emit
+    clock: Clock = field(default_factory=SystemClock)
+    rng: random.Random = field(default_factory=random.Random)
+    environ: Mapping[str, str] = field(default_factory=dict)
+    interface_address: Callable[[], str] = lambda: ""

@@ -1,0 +1,244 @@
+"""What the poller tells of its own work: checks, agents, breakers, reports, configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PollerStarted:
+    """The tree is up; polling begins."""
+
+    version: str
+    poller_id: str
+    agents: int
+    checks: int
+    core_address: str
+    poll_interval_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PollerStopping:
+    """The stop began."""
+
+    cause: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PollerStopped:
+    """The stop is complete."""
+
+    reports_unsent: int
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigWarning:
+    """Something in the configuration is legal and probably not meant."""
+
+    source: str
+    path: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentMisconfigured:
+    """An agent's own settings are unusable: it is down, the others are polled."""
+
+    agent: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckFinished:
+    """
+    One check has its outcome: the canonical line of a poll.
+
+    Attributes:
+        kind: ``status`` or ``results``.
+        outcome: ``available``, ``unavailable`` (the agent's word) or ``failed`` (no usable answer).
+        reason: For ``failed``, a stable token such as ``refused``; else empty.
+        error: For ``failed``, what happened in words.
+        lateness_s: Start behind schedule.
+        latency_s: From start to outcome, retries included.
+    """
+
+    agent: str
+    service_name: str
+    service_type: str
+    kind: str
+    outcome: str
+    reason: str = ""
+    error: str = ""
+    lateness_s: float
+    latency_s: float
+    attempts: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckMissed:
+    """Intervals went by while a check was still under way or the program was late."""
+
+    agent: str
+    service_name: str
+    service_type: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckUnsupported:
+    """A check asks for what this version does not do; told once per check, counted at every interval."""
+
+    agent: str
+    service_name: str
+    service_type: str
+    why: str
+    first: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentLost:
+    """An agent can't be reached; told once per outage."""
+
+    agent: str
+    address: str
+    layer: str
+    reason: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentConnected:
+    """An agent is reached, at first or after an outage of ``outage_s`` seconds."""
+
+    agent: str
+    address: str
+    outage_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentHealth:
+    """An agent's own health answer, where it is not SERVING."""
+
+    agent: str
+    status: str
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentIdMismatch:
+    """An agent answered under an id that is not the one asked for; told once per id."""
+
+    agent: str
+    claimed: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerChanged:
+    """A breaker moved between CLOSED, OPEN and HALF_OPEN."""
+
+    agent: str
+    before: str
+    after: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportSent:
+    """
+    Core accepted a report.
+
+    Attributes:
+        kind: ``cycle``, ``early``, ``batch``, ``register`` or ``heartbeat``.
+        transport: ``unary`` or ``stream``.
+        age_s: From the report's own time to core's acceptance.
+        tick_s: From the cycle's tick to acceptance, where it belongs to one; else negative.
+    """
+
+    kind: str
+    transport: str
+    statuses: int
+    size: int
+    duration_s: float
+    age_s: float
+    tick_s: float = -1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportFailed:
+    """A report did not reach core this time; it waits and goes again unless ``dropped``."""
+
+    kind: str
+    reason: str
+    error: str
+    attempt: int
+    retry_in_s: float
+    dropped: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportDropped:
+    """A report was given up: the queue was full, or core can never accept it."""
+
+    kind: str
+    statuses: int
+    reason: str
+    queued: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportQueue:
+    """How much waits for core; told when it changes."""
+
+    reports: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreLost:
+    """Core can't be reached or refuses; told once per outage."""
+
+    address: str
+    reason: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreConnected:
+    """Core accepts reports, at first or after an outage."""
+
+    address: str
+    outage_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerFailed:
+    """One of the poller's own listeners can't be opened; it is tried again."""
+
+    name: str
+    address: str
+    error: str
+
+
+PollingEvent = (
+    PollerStarted
+    | PollerStopping
+    | PollerStopped
+    | ConfigWarning
+    | AgentMisconfigured
+    | CheckFinished
+    | CheckMissed
+    | CheckUnsupported
+    | AgentLost
+    | AgentConnected
+    | AgentHealth
+    | AgentIdMismatch
+    | BreakerChanged
+    | ReportSent
+    | ReportFailed
+    | ReportDropped
+    | ReportQueue
+    | CoreLost
+    | CoreConnected
+    | ServerFailed
+)

@@ -1,0 +1,1 @@
+"""Generated from proto/monitoring.proto by `make proto`; do not edit."""
