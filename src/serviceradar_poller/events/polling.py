@@ -220,6 +220,28 @@ class ServerFailed:
     error: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CredentialsRenewed:
+    """A connection goes on with the certificates that are on disk now; no call was lost for it."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CredentialsRejected:
+    """New certificates can't be used: the connection keeps the old ones."""
+
+    peer: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorRestart:
+    """An operator asked for a child of the tree to be restarted."""
+
+    path: str
+
+
 PollingEvent = (
     PollerStarted
     | PollerStopping
@@ -241,4 +263,7 @@ PollingEvent = (
     | CoreLost
     | CoreConnected
     | ServerFailed
+    | CredentialsRenewed
+    | CredentialsRejected
+    | OperatorRestart
 )

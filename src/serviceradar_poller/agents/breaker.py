@@ -1,0 +1,80 @@
+"""
+The actor that owns an agent's breaker: counts failures, opens, asks for a trial, closes with the first sign of life.
+
+Its state stands in the agent's slot and so outlives it; everyone reads it there, only this actor writes it.
+"""
+
+from __future__ import annotations
+
+from serviceradar_poller.agents.messages import (
+    BreakerFailure,
+    BreakerMessage,
+    BreakerSuccess,
+    BreakerTimer,
+    Probe,
+)
+from serviceradar_poller.agents.slot import AgentSlot
+from serviceradar_poller.events.polling import BreakerChanged
+from serviceradar_poller.logic.breaker import (
+    Breaker,
+    BreakerState,
+    on_failure,
+    on_success,
+    on_timer,
+    trial_at_s,
+)
+from serviceradar_poller.otp import Actor, Ref, Timer
+
+
+class SecureCircuitBreaker(Actor[BreakerMessage]):
+    """One agent's breaker."""
+
+    def __init__(self, slot: AgentSlot, *, connection: str) -> None:
+        self._slot = slot
+        self._settings = slot.fleet.breaker
+        self._connection_path = connection
+        self._timer: Timer | None = None
+
+    async def init(self) -> None:
+        """Go on where the last incarnation stopped."""
+        self._arm()
+        if self._slot.breaker.state is BreakerState.HALF_OPEN:
+            self._ask_for_trial()
+
+    async def handle(self, message: BreakerMessage) -> None:
+        """Take in what calls and probes came to."""
+        now_s = self.system.clock()
+        breaker = self._slot.breaker
+        match message:
+            case BreakerFailure(security, cause):
+                self._move(on_failure(breaker, self._settings, now_s, security=security, cause=cause), cause)
+            case BreakerSuccess():
+                self._move(on_success(breaker, self._settings, now_s), "the agent answered")
+            case BreakerTimer():
+                self._timer = None
+                self._move(on_timer(breaker, self._settings, now_s), "time for a trial")
+
+    def _move(self, breaker: Breaker, cause: str) -> None:
+        before, self._slot.breaker = self._slot.breaker, breaker
+        if before.state is breaker.state:
+            return
+        fleet = self._slot.fleet
+        if breaker.state is BreakerState.OPEN:
+            self._slot.opened_wall_s = fleet.env.clock.wall()
+        fleet.env.emit(BreakerChanged(agent=self._slot.name, before=before.state, after=breaker.state, cause=cause))
+        self._arm()
+        if breaker.state is BreakerState.HALF_OPEN:
+            self._ask_for_trial()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        at_s = trial_at_s(self._slot.breaker, self._settings)
+        if at_s is not None:
+            self._timer = self.send_after(max(at_s - self.system.clock(), 0.0), BreakerTimer())
+
+    def _ask_for_trial(self) -> None:
+        connection = self.system.whereis(self._connection_path)
+        if isinstance(connection, Ref):
+            connection.cast(Probe())

@@ -1,0 +1,130 @@
+"""
+One agent as a supervised unit: its five children, and the lasting state they share.
+
+    AgentCoordinator (rest_for_one, 5 restarts in 60 s, then quarantine)
+    ├ security     the id it answers under
+    ├ connection   client, reach, probes
+    ├ scheduler    status checks
+    ├ results      results checks
+    └ breaker      transient
+
+When the connection dies, what follows starts again with it; the breaker's state stands in the slot and survives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from serviceradar_poller.agents.breaker import SecureCircuitBreaker
+from serviceradar_poller.agents.channel import AGENT_RATE, AgentChannel
+from serviceradar_poller.agents.connection import ConnectionManager
+from serviceradar_poller.agents.results import ResultsStreamer
+from serviceradar_poller.agents.scheduler import CheckScheduler
+from serviceradar_poller.agents.security import SecurityContext
+from serviceradar_poller.agents.slot import AgentSlot, FleetSettings
+from serviceradar_poller.config.model import AgentConfig, CheckConfig
+from serviceradar_poller.logic.backoff import RetryBudgetSettings, new_retry_budget
+from serviceradar_poller.logic.breaker import new_breaker
+from serviceradar_poller.logic.bucket import new_bucket
+from serviceradar_poller.logic.device import device_host, device_ip, ip_candidates, names_to_resolve
+from serviceradar_poller.logic.outcome import CheckSubject, Device
+from serviceradar_poller.otp import ChildSpec, Quarantine, Ref, Restart, Strategy, System, actor, supervisor
+
+
+def child_id(agent: str) -> str:
+    """Return an agent's name as one step of a tree path."""
+    return agent.replace("%", "%25").replace("/", "%2F")
+
+
+def check_subjects(config: AgentConfig) -> dict[str, tuple[CheckSubject, CheckConfig]]:
+    """Return the agent's checks by key; checks of the same type and name are told apart by a number."""
+    subjects: dict[str, tuple[CheckSubject, CheckConfig]] = {}
+    for check in config.checks:
+        key = base = f"{check.service_type}:{check.service_name}"
+        number = 2
+        while key in subjects:
+            key = f"{base}#{number}"
+            number += 1
+        subject = CheckSubject(
+            agent=config.name,
+            key=key,
+            service_name=check.service_name,
+            service_type=check.service_type,
+            details=check.details,
+            is_results=check.is_results,
+        )
+        subjects[key] = (subject, check)
+    return subjects
+
+
+def new_slot(config: AgentConfig, fleet: FleetSettings, *, override: str = "") -> AgentSlot:
+    """
+    Return the lasting state of an agent that was never asked.
+
+    Args:
+        override: The agent's address as an environment variable gives it; empty when none does.
+    """
+    now_s = fleet.env.clock.monotonic()
+    subjects = check_subjects(config)
+    candidates = ip_candidates(config.name, config.address, fleet.source_ip, override)
+    unresolved = names_to_resolve(candidates)
+    return AgentSlot(
+        config=config,
+        fleet=fleet,
+        checks={key: check for key, (_, check) in subjects.items()},
+        subjects={key: subject for key, (subject, _) in subjects.items()},
+        device=Device(
+            ip=device_ip(candidates, {}, fleet.source_ip),
+            host=device_host(config.name, config.address, override=override),
+        ),
+        device_known=asyncio.Event() if unresolved else None,
+        breaker=new_breaker(now_s),
+        bucket=new_bucket(AGENT_RATE, now_s),
+        budget=new_retry_budget(RetryBudgetSettings(ratio=fleet.resilience.retry_budget_ratio)),
+        override=override,
+    )
+
+
+def coordinator(slot: AgentSlot, *, parent: str, system: System) -> ChildSpec:
+    """
+    Return the spec of an agent's coordinator.
+
+    Args:
+        parent: Tree path of the supervisor it will stand under.
+    """
+    base = f"{parent}/{child_id(slot.name)}"
+    connection, security, breaker = f"{base}/connection", f"{base}/security", f"{base}/breaker"
+    runners = (f"{base}/scheduler", f"{base}/results")
+
+    def tell_connection(message: Any) -> None:
+        ref = system.whereis(connection)
+        if isinstance(ref, Ref):
+            ref.cast(message)
+
+    channel = AgentChannel(slot, tell=tell_connection)
+    children = [
+        actor("security", lambda: SecurityContext(slot), shutdown_s=1.0),
+        actor(
+            "connection",
+            lambda: ConnectionManager(slot, breaker=breaker, runners=runners),
+            shutdown_s=2.0,
+        ),
+        actor("scheduler", lambda: CheckScheduler(slot, channel, security=security), shutdown_s=2.0),
+        actor("results", lambda: ResultsStreamer(slot, channel, security=security), shutdown_s=2.0),
+        actor(
+            "breaker",
+            lambda: SecureCircuitBreaker(slot, connection=connection),
+            restart=Restart.TRANSIENT,
+            shutdown_s=1.0,
+        ),
+    ]
+    resilience = slot.fleet.resilience
+    return supervisor(
+        child_id(slot.name),
+        children,
+        strategy=Strategy.REST_FOR_ONE,
+        intensity=5,
+        period_s=60.0,
+        quarantine=Quarantine(min_s=resilience.quarantine_min_s, max_s=resilience.quarantine_max_s),
+    )

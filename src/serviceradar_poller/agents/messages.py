@@ -1,0 +1,100 @@
+"""What the actors of one agent say to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from serviceradar_poller.errors import CallError
+
+
+@dataclass(frozen=True, slots=True)
+class CallSucceeded:
+    """A call was answered, after it was not sure that one would be."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallFailed:
+    """A call got no usable answer."""
+
+    error: CallError
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Find out whether the agent can be reached now."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeDone:
+    """The probe's result: the agent's own health, or why it could not be asked."""
+
+    health: str
+    error: CallError | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceResolved:
+    """The names of the agent's machine were looked up."""
+
+    addresses: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class RenewConnection:
+    """Build the connection anew from the credentials that are on disk now; swap when it is proven."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenewalDone:
+    """What came of proving the new connection."""
+
+    error: CallError | None
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerFailure:
+    """A call failed in a way that says something about the agent as a whole."""
+
+    security: bool
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerSuccess:
+    """The agent answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerTimer:
+    """The breaker's open time may be over."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunDue:
+    """Checks may be due."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckDone:
+    """A check's run ended; ``retry_delay_s`` says after how long a failed one is worth another before its time."""
+
+    key: str
+    ok: bool
+    retry_delay_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunFailing:
+    """The agent is back: run what failed last time at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredAs:
+    """The agent answered under an id."""
+
+    claimed: str
+
+
+ConnectionMessage = CallSucceeded | CallFailed | Probe | ProbeDone | DeviceResolved | RenewConnection | RenewalDone
+BreakerMessage = BreakerFailure | BreakerSuccess | BreakerTimer
+RunnerMessage = RunDue | CheckDone | RunFailing

@@ -1,0 +1,224 @@
+"""
+What runs checks on schedule: decides what is due, asks, and hands an outcome on for every run, whatever happens.
+
+One runner drives all checks of one kind of one agent. Each run is a helper task of the runner, so a slow check delays
+no other; the schedule sees to it that a check never overlaps itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+
+from serviceradar_poller.agents.channel import AgentChannel
+from serviceradar_poller.agents.messages import AnsweredAs, CheckDone, RunDue, RunFailing, RunnerMessage
+from serviceradar_poller.agents.slot import AgentSlot, Reach
+from serviceradar_poller.errors import CallError
+from serviceradar_poller.events.polling import CheckFinished, CheckMissed
+from serviceradar_poller.logic.backoff import (
+    BackoffSettings,
+    RetryBudgetSettings,
+    delay_s,
+    deposit,
+    withdraw,
+)
+from serviceradar_poller.logic.outcome import CheckSubject, Outcome, from_failure
+from serviceradar_poller.logic.schedule import (
+    CheckPlan,
+    Due,
+    Schedule,
+    due,
+    expedite,
+    finished,
+    new_schedule,
+    next_due_s,
+    offset_s,
+    running,
+)
+from serviceradar_poller.otp import Actor, ExitReason, Ref, Timer
+
+#: Runs under way may end by themselves for so long when the runner is told to stop; then they are cut.
+STOP_GRACE_S = 1.0
+
+
+class CheckRunner(Actor[RunnerMessage]):
+    """Runs the checks of one kind of one agent."""
+
+    kind: str = ""
+
+    def __init__(self, slot: AgentSlot, channel: AgentChannel, *, security: str) -> None:
+        self._slot = slot
+        self._channel = channel
+        self._security_path = security
+        self._timer: Timer | None = None
+        self._armed_s: float | None = None
+        self._runs: dict[str, asyncio.Task[None]] = {}
+        self._retry = BackoffSettings(min_s=slot.fleet.resilience.retry_delay_s, max_s=5.0)
+        self._budget = RetryBudgetSettings(ratio=slot.fleet.resilience.retry_budget_ratio)
+
+    # -- what a kind of check decides
+
+    @abstractmethod
+    def mine(self, subject: CheckSubject) -> bool:
+        """Return whether the check is of this runner's kind."""
+
+    @abstractmethod
+    def plan(self, subject: CheckSubject) -> CheckPlan:
+        """Return how often the check runs."""
+
+    @abstractmethod
+    async def ask(self, subject: CheckSubject, tick: int, timeout_s: float) -> Outcome | None:
+        """Ask the agent once; return None where there is nothing to ask. Raises CallError."""
+
+    def retry_delay_s(self, key: str, outcome: Outcome) -> float | None:
+        """Return after how long a failed check is worth another run before its time; None: not before its time."""
+        return None
+
+    # -- the actor
+
+    async def init(self) -> None:
+        """Take the schedule over from the last incarnation, or begin one."""
+        now_s = self.system.clock()
+        subjects = [subject for subject in self._slot.subjects.values() if self.mine(subject)]
+        schedule = self._slot.schedules.get(self.kind)
+        if schedule is None:
+            plans = [self.plan(subject) for subject in subjects]
+            schedule = new_schedule(self._slot.fleet.timetable, plans, now_s)
+        else:
+            # What the last incarnation was at has no outcome: it runs again now.
+            cut = running(schedule)
+            for key in cut:
+                schedule = finished(schedule, key, now_s, ok=False)
+            schedule = expedite(schedule, cut, now_s)
+        self._schedule = schedule
+        self._arm()
+
+    async def handle(self, message: RunnerMessage) -> None:
+        """Run what is due."""
+        match message:
+            case RunDue():
+                self._timer = self._armed_s = None
+                self._run_due()
+            case CheckDone(key, ok, retry_delay_s):
+                self._runs.pop(key, None)
+                self._schedule = finished(self._schedule, key, self.system.clock(), ok=ok, retry_delay_s=retry_delay_s)
+            case RunFailing():
+                failing = tuple(key for key in self._slot.failing if self.mine(self._slot.subjects[key]))
+                self._schedule = expedite(self._schedule, failing, self.system.clock())
+        self._arm()
+
+    async def terminate(self, reason: ExitReason) -> None:
+        """Let what is under way end, for a moment."""
+        if reason.kind == "shutdown" and self._runs:
+            await asyncio.wait(self._runs.values(), timeout=STOP_GRACE_S)
+
+    @property
+    def _schedule(self) -> Schedule:
+        return self._slot.schedules[self.kind]
+
+    @_schedule.setter
+    def _schedule(self, schedule: Schedule) -> None:
+        self._slot.schedules[self.kind] = schedule
+
+    def _arm(self) -> None:
+        at_s = next_due_s(self._schedule)
+        if at_s == self._armed_s:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._armed_s = at_s
+        if at_s is not None:
+            self._timer = self.send_after(max(at_s - self.system.clock(), 0.0), RunDue())
+
+    def _run_due(self) -> None:
+        self._schedule, dues = due(self._schedule, self.system.clock())
+        for each in dues:
+            subject = self._slot.subjects[each.key]
+            if each.missed:
+                self._slot.fleet.env.emit(
+                    CheckMissed(
+                        agent=subject.agent,
+                        service_name=subject.service_name,
+                        service_type=subject.service_type,
+                        count=each.missed,
+                    )
+                )
+            self._runs[each.key] = self.spawn(self._run(subject, each), name=each.key)
+
+    # -- one run
+
+    async def _run(self, subject: CheckSubject, each: Due) -> None:
+        begin_s = self.system.clock()
+        outcome, attempts = await self._outcome(subject, each, begin_s)
+        latency_s = self.system.clock() - begin_s
+        if outcome is None:
+            self.ref.cast(CheckDone(each.key, ok=True, retry_delay_s=None))
+            return
+        self._tell(subject, each, outcome, latency_s, attempts)
+        self.ref.cast(CheckDone(each.key, outcome.ok, self.retry_delay_s(each.key, outcome)))
+
+    async def _outcome(self, subject: CheckSubject, each: Due, begin_s: float) -> tuple[Outcome | None, int]:
+        """Ask until there is an answer, the failure is final, or time or budget is used up."""
+        slot = self._slot
+        fleet = slot.fleet
+        until_s = begin_s + fleet.scheduling.check_timeout_s
+        slot.budget = deposit(slot.budget, self._budget)
+        attempt = 1
+        while True:
+            try:
+                return await self.ask(subject, each.tick, until_s - self.system.clock()), attempt
+            except CallError as error:
+                failure = error
+            wait_s = delay_s(self._retry, attempt - 1, fleet.env.rng.random())
+            if (
+                not failure.retryable
+                or attempt >= fleet.resilience.retry_attempts
+                or slot.reach is Reach.DOWN
+                or self.system.clock() + wait_s >= until_s
+            ):
+                break
+            slot.budget, granted = withdraw(slot.budget)
+            if not granted:
+                break
+            attempt += 1
+            await asyncio.sleep(wait_s)
+        await self.device()
+        return from_failure(failure, subject, fleet.reporter, slot.device, tick=each.tick), attempt
+
+    async def device(self) -> None:
+        """Return once the agent's machine is known as well as it will be."""
+        known = self._slot.device_known
+        if known is not None and not known.is_set():
+            await known.wait()
+
+    def _tell(self, subject: CheckSubject, each: Due, outcome: Outcome, latency_s: float, attempts: int) -> None:
+        slot = self._slot
+        if outcome.ok:
+            slot.failing.discard(subject.key)
+        else:
+            slot.failing.add(subject.key)
+        slot.fleet.deliver(outcome)
+        if outcome.claimed_agent_id and outcome.claimed_agent_id != subject.agent:
+            security = self.system.whereis(self._security_path)
+            if isinstance(security, Ref):
+                security.cast(AnsweredAs(outcome.claimed_agent_id))
+        slot.fleet.env.emit(
+            CheckFinished(
+                agent=subject.agent,
+                service_name=subject.service_name,
+                service_type=subject.service_type,
+                kind=self.kind,
+                outcome=outcome.verdict,
+                reason=outcome.reason,
+                error=outcome.error,
+                lateness_s=each.lateness_s,
+                latency_s=latency_s,
+                attempts=attempts,
+            )
+        )
+
+    def offset_s(self, subject: CheckSubject) -> float:
+        """Return the check's own place after each tick."""
+        fleet = self._slot.fleet
+        return offset_s(fleet.reporter.poller_id, subject.agent, subject.key, fleet.scheduling.spread_window_s)

@@ -1,0 +1,112 @@
+"""
+What is known of one agent: the state that outlives the actors which use it, and the settings they work by.
+
+Each field names the actor that writes it; the others only read. All of them run on one loop, so a read sees a whole
+value.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from serviceradar_poller.agents.gate import ConnectGate
+from serviceradar_poller.config.model import AgentConfig, CheckConfig, ResilienceConfig, SchedulingConfig
+from serviceradar_poller.env import AgentClient, Env
+from serviceradar_poller.errors import CallError
+from serviceradar_poller.logic.backoff import RetryBudget
+from serviceradar_poller.logic.breaker import Breaker, BreakerSettings
+from serviceradar_poller.logic.bucket import Bucket
+from serviceradar_poller.logic.outcome import CheckSubject, Device, Outcome, Reporter
+from serviceradar_poller.logic.reports import CheckId
+from serviceradar_poller.logic.schedule import Schedule, Timetable
+
+
+class Reach(enum.StrEnum):
+    """Whether an agent can be reached."""
+
+    UNKNOWN = "unknown"
+    UP = "up"
+    DOWN = "down"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetSettings:
+    """
+    What all agents share.
+
+    Attributes:
+        deliver: Takes an outcome towards core; never waits.
+        positions: Where results checks go on: what core has accepted.
+    """
+
+    reporter: Reporter
+    timetable: Timetable
+    scheduling: SchedulingConfig
+    resilience: ResilienceConfig
+    source_ip: str
+    deliver: Callable[[Outcome], None]
+    positions: Mapping[CheckId, str]
+    gate: ConnectGate
+    env: Env
+
+    @property
+    def breaker(self) -> BreakerSettings:
+        """The breaker's settings."""
+        resilience = self.resilience
+        return BreakerSettings(
+            failures=resilience.breaker_failures,
+            security_failures=resilience.breaker_security_failures,
+            window_s=resilience.breaker_window_s,
+            open_s=resilience.breaker_open_s,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class AgentSlot:
+    """
+    One agent's lasting state.
+
+    Attributes:
+        checks: Every check of the agent by its key.
+        override: The agent's address as an environment variable gives it; empty when none does.
+        device: What core is told of the agent's machine (written by the connection).
+        device_known: Set once the names in question are resolved; None when nothing had to be.
+        client: The connection under use; None while there is none (written by the connection).
+        fault: Why there can't be one: unusable settings (written by the connection).
+        reach: Written by the connection.
+        breaker: Written by the breaker.
+        opened_wall_s: Unix seconds at which the breaker opened last (written by the breaker).
+        bucket: Written by the channel, which every call passes.
+        budget: Retries, written by whoever calls.
+        schedules: By kind of runner, each written by its runner.
+        failing: Keys of checks whose last outcome was a failure; each runner writes its own.
+        failures: Consecutive failures by key of a results check.
+        unsupported: Keys of checks that this version can't run, once that was told.
+    """
+
+    config: AgentConfig
+    fleet: FleetSettings
+    checks: dict[str, CheckConfig]
+    subjects: dict[str, CheckSubject]
+    device: Device
+    breaker: Breaker
+    bucket: Bucket
+    budget: RetryBudget
+    override: str = ""
+    device_known: asyncio.Event | None = None
+    client: AgentClient | None = None
+    fault: CallError | None = None
+    reach: Reach = Reach.UNKNOWN
+    opened_wall_s: float = 0.0
+    schedules: dict[str, Schedule] = field(default_factory=dict)
+    failing: set[str] = field(default_factory=set)
+    failures: dict[str, int] = field(default_factory=dict)
+    unsupported: set[str] = field(default_factory=set)
+
+    @property
+    def name(self) -> str:
+        """The agent's key in the configuration."""
+        return self.config.name

@@ -1,0 +1,413 @@
+"""
+The actor that tells core: takes outcomes in, seals reports when the book says so, sends them one at a time.
+
+What must outlive a crash of this actor (inbox, book, outbox) stands in ReportingState, which its owner keeps.
+
+    inbox ─► book ─► Cut ─► SealedReport ─► outbox ─► one call after the other ─► core
+                                              ▲ failed: waits, backs off, goes again │
+                                              └──────────────────────────────────────┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from serviceradar_poller.config.model import SecurityConfig
+from serviceradar_poller.env import CoreClient, Env
+from serviceradar_poller.errors import CallError, GrpcCode, Layer
+from serviceradar_poller.events.polling import (
+    CoreConnected,
+    CoreLost,
+    CredentialsRejected,
+    CredentialsRenewed,
+    ReportDropped,
+    ReportFailed,
+    ReportQueue,
+    ReportSent,
+)
+from serviceradar_poller.logic.backoff import BackoffSettings, delay_s
+from serviceradar_poller.logic.calls import Call, ReportHead, StreamCall, plan_calls, register_call
+from serviceradar_poller.logic.reports import CheckId, Cut, ReportBook
+from serviceradar_poller.logic.schedule import Timetable
+from serviceradar_poller.otp import Actor, ExitReason
+from serviceradar_poller.reporting.inbox import OutcomeInbox
+from serviceradar_poller.reporting.outbox import Outbox, SealedReport
+from serviceradar_poller.wire.codec import status_size
+
+#: Outcomes are taken in at most this often, so that a busy cycle costs a few messages and not thousands.
+DRAIN_INTERVAL_S = 0.05
+#: Delay between attempts while core can't be reached.
+CORE_BACKOFF = BackoffSettings(min_s=0.5, max_s=10.0)
+#: A report that core answers with an error of its own is given up after this many attempts.
+REFUSALS_MAX = 5
+#: Codes that say nothing about the report itself: it is sent again until it is accepted.
+_CORE_TROUBLE = frozenset(
+    {
+        GrpcCode.UNAVAILABLE,
+        GrpcCode.DEADLINE_EXCEEDED,
+        GrpcCode.RESOURCE_EXHAUSTED,
+        GrpcCode.ABORTED,
+        GrpcCode.CANCELLED,
+        GrpcCode.UNAUTHENTICATED,
+        GrpcCode.PERMISSION_DENIED,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReporterSettings:
+    """Where core is and how it is spoken to."""
+
+    core_address: str
+    security: SecurityConfig | None
+    head: ReportHead
+    call_timeout_s: float
+    flush_timeout_s: float
+
+
+@dataclass(slots=True, kw_only=True)
+class ReportingState:
+    """
+    What outlives the actor.
+
+    Attributes:
+        registered: Core has had a stream of this process since it was last lost.
+        lost_s: Monotonic seconds since when core does not accept; None while it does.
+        connected_once: Core has accepted anything since the start.
+        accepted_s: Monotonic seconds of the last acceptance.
+        cycle_s: Monotonic seconds at which the last cycle's report was sealed.
+        positions: Where each results check goes on: moved only by a report that core has accepted. Holds as many
+            entries as there are results checks.
+    """
+
+    inbox: OutcomeInbox
+    book: ReportBook
+    outbox: Outbox
+    registered: bool = False
+    lost_s: float | None = None
+    connected_once: bool = False
+    accepted_s: float | None = None
+    cycle_s: float | None = None
+    dropped_statuses: int = 0
+    positions: dict[CheckId, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomesReady:
+    """The inbox stopped being empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Look at inbox, book and outbox."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The wait after a failed attempt is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallDone:
+    """The call under way ended; ``error`` is None when core accepted it."""
+
+    report: SealedReport
+    call: Call
+    error: CallError | None
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReconnectCore:
+    """Build the connection anew, with the credentials that are on disk now."""
+
+
+Message = OutcomesReady | Wake | Retry | CallDone | ReconnectCore
+
+
+class CoreReporter(Actor[Message]):
+    """Reports to core."""
+
+    mailbox_limit = 1_000
+
+    def __init__(self, *, settings: ReporterSettings, state: ReportingState, timetable: Timetable, env: Env) -> None:
+        self._settings = settings
+        self._state = state
+        self._timetable = timetable
+        self._env = env
+        self._client: CoreClient | None = None
+        self._candidate: CoreClient | None = None  # with new credentials, not proven yet
+        self._sending: asyncio.Task[CallDone] | None = None
+        self._waiting = False  # for the Retry after a failed attempt
+        self._draining = False  # a Wake for the inbox is on its way
+        self._wake_s = float("inf")
+
+    async def init(self) -> None:
+        """Take over what waits; nothing connects yet."""
+        self._state.inbox.subscribe(lambda: self.ref.cast(OutcomesReady()))
+        self._work()
+
+    async def handle(self, message: Message) -> None:
+        """Take outcomes in, cut what is due, send what waits."""
+        match message:
+            case OutcomesReady():
+                if not self._draining:
+                    self._draining = True
+                    self.send_after(DRAIN_INTERVAL_S, Wake())
+                return
+            case Wake():
+                pass
+            case Retry():
+                self._waiting = False
+            case CallDone():
+                self._sending = None
+                self._call_done(message)
+            case ReconnectCore():
+                await self._begin_renewal()
+        self._work()
+
+    async def terminate(self, reason: ExitReason) -> None:
+        """Seal what core has not seen and send what waits, within the flush timeout."""
+        if reason.kind == "shutdown":
+            await self._flush()
+        await self._disconnect()
+
+    # -- in: outcomes to sealed reports
+
+    def _work(self) -> None:
+        now_s = self._env.clock.monotonic()
+        self._drain(now_s)
+        while (cut := self._state.book.cut(now_s)) is not None:
+            self._seal(cut, now_s)
+        self._send_next()
+        self._schedule(now_s)
+
+    def _drain(self, now_s: float) -> None:
+        self._draining = False
+        for outcome in self._state.inbox.take_all():
+            self._state.book.record(outcome, now_s)
+
+    def _schedule(self, now_s: float) -> None:
+        at_s = self._state.book.next_cut_s(now_s)
+        # One timer for the earliest time; a later one that is no longer wanted costs a look, never a report.
+        if not now_s < self._wake_s <= at_s:
+            self._wake_s = at_s
+            self.send_after(max(at_s - now_s, 0.001), Wake())
+
+    def _seal(self, cut: Cut, now_s: float) -> None:
+        tick_s = None
+        if cut.tick is not None:
+            tick_s = self._timetable.tick_time(cut.tick)
+            self._state.cycle_s = now_s
+        report = SealedReport(
+            kind=cut.kind,
+            statuses=cut.statuses,
+            timestamp=int(self._env.clock.wall()),
+            sealed_s=now_s,
+            size=sum(status_size(status) for status in cut.statuses),
+            tick_s=tick_s,
+            positions=cut.positions,
+        )
+        in_flight = self._state.outbox.head if self._sending is not None else None
+        for dropped in self._state.outbox.add(report, in_flight=in_flight):
+            self._drop(dropped, "queue_full")
+        self._tell_queue()
+
+    # -- out: sealed reports to core
+
+    def _send_next(self) -> None:
+        report = self._state.outbox.head
+        if report is None or self._waiting or self._sending is not None:
+            return
+        self._sending = self.spawn(self._send(report, self._next_call(report)), name="send")
+
+    def _next_call(self, report: SealedReport) -> Call:
+        """Return the call at the front of *report*, with a registering stream before it where core wants one."""
+        head, timestamp = self._settings.head, report.timestamp
+        if report.calls is None:
+            report.calls = plan_calls(head, report.statuses, timestamp=timestamp, size_of=status_size)
+        if not self._state.registered and not isinstance(report.calls[0], StreamCall):
+            register = register_call(head, report.statuses, timestamp=timestamp, size_of=status_size)
+            report.calls = (register, *report.calls)
+        return report.calls[0]
+
+    async def _send(self, report: SealedReport, call: Call) -> CallDone:
+        error, duration_s = await self._attempt(call, timeout_s=self._settings.call_timeout_s)
+        done = CallDone(report, call, error, duration_s)
+        self.ref.cast(done)
+        return done
+
+    async def _attempt(self, call: Call, *, timeout_s: float) -> tuple[CallError | None, float]:
+        """Make one call; return why core did not accept it (None: it did) and how long it took."""
+        begin_s = self._env.clock.monotonic()
+        error: CallError | None
+        if self._candidate is not None:
+            candidate, self._candidate = self._candidate, None
+            error = await self._call(candidate, call, timeout_s)
+            if error is None or not error.unreachable:
+                old, self._client = self._client, candidate
+                if old is not None:
+                    await old.close()
+                self._env.emit(CredentialsRenewed(peer="core"))
+                return error, self._env.clock.monotonic() - begin_s
+            self._env.emit(CredentialsRejected(peer="core", error=error.detail))
+            await candidate.close()
+        try:
+            if self._client is None:
+                self._client = self._env.transport.core(self._settings.core_address, self._settings.security)
+            error = await self._call(self._client, call, timeout_s)
+        except CallError as unusable:
+            error = unusable
+        return error, self._env.clock.monotonic() - begin_s
+
+    async def _call(self, client: CoreClient, call: Call, timeout_s: float) -> CallError | None:
+        try:
+            if isinstance(call, StreamCall):
+                answer = await client.stream_status(call.chunks, timeout_s=timeout_s)
+            else:
+                answer = await client.report_status(call.report, timeout_s=timeout_s)
+        except CallError as error:
+            return error
+        if answer.received:
+            return None
+        return CallError(
+            layer=Layer.APPLICATION,
+            code=GrpcCode.UNKNOWN,
+            reason="not_received",
+            detail="core answered received=false",
+        )
+
+    async def _begin_renewal(self) -> None:
+        """Build a connection from the credentials on disk; the next call proves it, or goes on with the old one."""
+        if self._client is None:
+            return  # the next call builds one anyway
+        if self._candidate is not None:
+            await self._candidate.close()
+            self._candidate = None
+        try:
+            self._candidate = self._env.transport.core(self._settings.core_address, self._settings.security)
+        except CallError as error:
+            self._env.emit(CredentialsRejected(peer="core", error=error.detail))
+
+    def _call_done(self, done: CallDone) -> None:
+        if done.error is None:
+            self._accepted(done.report, done.call, done.duration_s)
+        else:
+            self._failed(done.report, done.call, done.error)
+
+    def _accepted(self, report: SealedReport, call: Call, duration_s: float) -> None:
+        now_s = self._env.clock.monotonic()
+        state = self._state
+        if state.lost_s is not None or not state.connected_once:
+            outage_s = 0.0 if state.lost_s is None else now_s - state.lost_s
+            self._env.emit(CoreConnected(address=self._settings.core_address, outage_s=outage_s))
+            state.lost_s = None
+            state.connected_once = True
+        state.registered = state.registered or isinstance(call, StreamCall)
+        state.accepted_s = now_s
+        report.attempts = 0
+        assert report.calls is not None and report.calls[0] is call
+        report.calls = report.calls[1:]
+        last = not report.calls
+        if last:
+            state.outbox.remove(report)
+            for position in report.positions:
+                state.positions[position.check] = position.sequence
+        self._env.emit(
+            ReportSent(
+                kind="register" if isinstance(call, StreamCall) and call.registers else report.kind,
+                transport="stream" if isinstance(call, StreamCall) else "unary",
+                statuses=call.status_count,
+                size=call.size,
+                duration_s=duration_s,
+                age_s=now_s - report.sealed_s,
+                tick_s=now_s - report.tick_s if last and report.tick_s is not None else -1.0,
+            )
+        )
+        if last:
+            self._tell_queue()
+
+    def _failed(self, report: SealedReport, call: Call, error: CallError) -> None:
+        state = self._state
+        report.attempts += 1
+        refused = not error.unreachable and error.code not in _CORE_TROUBLE
+        given_up = refused and report.attempts >= REFUSALS_MAX
+        registering = isinstance(call, StreamCall) and call.registers
+        if given_up and registering:
+            # A core that takes no streams still takes reports.
+            assert report.calls is not None
+            report.calls = report.calls[1:]
+            report.attempts = 0
+            state.registered = True
+        dropped = given_up and not registering
+        if not refused:
+            state.registered = False
+            if state.lost_s is None:
+                state.lost_s = self._env.clock.monotonic()
+                self._env.emit(CoreLost(address=self._settings.core_address, reason=error.reason, error=error.detail))
+        wait_s = 0.0 if dropped else delay_s(CORE_BACKOFF, report.attempts - 1, self._env.rng.random())
+        self._env.emit(
+            ReportFailed(
+                kind=report.kind,
+                reason=error.reason,
+                error=error.detail,
+                attempt=report.attempts,
+                retry_in_s=wait_s,
+                dropped=dropped,
+            )
+        )
+        if dropped:
+            state.outbox.remove(report)
+            self._drop(report, "refused")
+            self._tell_queue()
+        else:
+            self._waiting = True
+            self.send_after(wait_s, Retry())
+
+    def _drop(self, report: SealedReport, reason: str) -> None:
+        self._state.dropped_statuses += len(report.statuses)
+        self._env.emit(
+            ReportDropped(
+                kind=report.kind,
+                statuses=len(report.statuses),
+                reason=reason,
+                queued=len(self._state.outbox),
+            )
+        )
+
+    def _tell_queue(self) -> None:
+        self._env.emit(ReportQueue(reports=len(self._state.outbox), size=self._state.outbox.size))
+
+    # -- the end
+
+    async def _flush(self) -> None:
+        now_s = self._env.clock.monotonic()
+        until_s = now_s + self._settings.flush_timeout_s
+        sending = self._sending
+        self._drain(now_s)
+        if (cut := self._state.book.final(now_s)) is not None:
+            self._seal(cut, now_s)
+        if sending is not None:
+            # Its message may never be read any more: the task itself says how the call under way ended.
+            await asyncio.wait({sending}, timeout=self._settings.flush_timeout_s)
+            if sending.done() and not sending.cancelled():
+                self._call_done(sending.result())
+        while (report := self._state.outbox.head) is not None:
+            rest_s = until_s - self._env.clock.monotonic()
+            if rest_s <= 0:
+                return
+            call = self._next_call(report)
+            error, duration_s = await self._attempt(call, timeout_s=min(rest_s, self._settings.call_timeout_s))
+            if error is None:
+                self._accepted(report, call, duration_s)
+                continue
+            self._failed(report, call, error)
+            await asyncio.sleep(min(CORE_BACKOFF.min_s, max(until_s - self._env.clock.monotonic(), 0.0)))
+
+    async def _disconnect(self) -> None:
+        clients = (self._client, self._candidate)
+        self._client = self._candidate = None
+        for client in clients:
+            if client is not None:
+                await client.close()

@@ -1,0 +1,1 @@
+"""Certificates and who is trusted with what."""
