@@ -1,8 +1,9 @@
 """
 Supervision with Erlang/OTP's semantics on asyncio: child specs, actors, supervisors, inspection.
 
-What belongs here: starting, watching, restarting and stopping processes. What does not: anything about polling.
-``plan`` decides and is pure; ``process`` runs one child; ``supervisor`` performs the plan; ``tree`` is the outside.
+What belongs here: starting, watching, restarting and stopping processes. What does not: polling.
+``plan`` decides and is pure; ``process`` runs one child; ``supervisor`` performs the plan; ``tree`` is what
+the outside sees.
 """
 
 from serviceradar_poller.otp.actor import Actor, actor

@@ -10,7 +10,7 @@ from serviceradar_poller.otp.build import build_spec
 from serviceradar_poller.otp.child import Child
 from serviceradar_poller.otp.exits import NORMAL, SHUTDOWN, ExitReason, failed
 from serviceradar_poller.otp.mailbox import Call, Mailbox, Ref, Reply, Timer
-from serviceradar_poller.otp.process import Ignored, Process
+from serviceradar_poller.otp.process import Process
 from serviceradar_poller.otp.spec import ChildSpec, KernelStart
 from serviceradar_poller.otp.system import System
 
@@ -41,7 +41,7 @@ class Actor(Generic[M]):
     _mailbox: Mailbox
 
     async def init(self) -> None:
-        """Prepare; the next sibling starts after it. What may take long or fail outside does not belong here."""
+        """Prepare; the next sibling starts after it. Nothing that may take long or depends on the outside."""
 
     async def handle(self, message: M) -> object:
         """Handle one message; what it returns answers a call. An exception that escapes ends the actor."""
@@ -79,7 +79,7 @@ class Actor(Generic[M]):
             mailbox.force(to_message(reason))
 
     def spawn(self, coro: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
-        """Run *coro* as a helper task that ends with this actor; an exception that escapes it ends the actor."""
+        """Run *coro* as a helper task that ends with this actor; an exception that escapes it ends both."""
         return self.child.spawn(coro, name=name)
 
     def stop(self, reason: ExitReason = NORMAL) -> None:
@@ -88,7 +88,7 @@ class Actor(Generic[M]):
         self._mailbox.wake()
 
     def defer_reply(self) -> Reply:
-        """Take the current call's answer into one's own hands; what ``handle`` returns no longer answers it."""
+        """Take over the answer to the current call; what ``handle`` returns no longer answers it."""
         mailbox = self._mailbox
         future, mailbox.current = mailbox.current, None
         return Reply(mailbox, future)
@@ -132,7 +132,7 @@ async def _live(process: Process, factory: Callable[[], Actor[Any]]) -> None:
         await actor.init()
         process.ready(actor.ref)
         handled = 0
-        while not process.stopping:
+        while not process.stopping and process.fault is None:
             if mailbox.injected is not None:
                 raise mailbox.injected
             if mailbox.leave is not None:
@@ -158,11 +158,9 @@ async def _live(process: Process, factory: Callable[[], Actor[Any]]) -> None:
                 continue
             mailbox.current = item.future
             answer = await actor.handle(item.message)
-            future, mailbox.current = mailbox.current, None
-            if future is not None and not future.done():
-                future.set_result(answer)
-            item = answer = future = None
-        reason = mailbox.leave or (SHUTDOWN if process.stopping else NORMAL)
+            mailbox.answer(answer)
+            item = answer = None
+        reason = process.fault or (SHUTDOWN if process.stopping else mailbox.leave or NORMAL)
     except asyncio.CancelledError:
         if process.killed or not process.is_up:
             raise
@@ -173,12 +171,10 @@ async def _live(process: Process, factory: Callable[[], Actor[Any]]) -> None:
         else:
             raise  # cancelled by a stranger: killed, no cleanup
         cancelled = True
-    except Ignored:
-        raise
     except (SystemExit, KeyboardInterrupt) as error:
         reason = failed(error)
         process.system.halt(error)
-    except BaseException as error:  # noqa: BLE001 — every other end of an actor is its exit reason
+    except Exception as error:  # noqa: BLE001 — it becomes the exit reason
         reason = failed(error)
     process.exit = reason
     if not process.is_up:

@@ -49,17 +49,13 @@ def supervisor(
     Raises:
         SpecError: A field or a child can't be used. For a callable's children: the start fails with it.
     """
-    flags = SupervisorFlags(
-        strategy=strategy, intensity=intensity, period_s=period_s, auto_shutdown=auto_shutdown
-    )
+    flags = SupervisorFlags(strategy=strategy, intensity=intensity, period_s=period_s, auto_shutdown=auto_shutdown)
     if not callable(children):
         children = check_children(children, auto_shutdown)
     return build_spec(id, SupervisorStart(flags, children), {"type": ChildType.SUPERVISOR, **spec_fields})
 
 
-def dynamic_supervisor(
-    id: str, *, intensity: int, period_s: float, max_children: int, **spec_fields: Any
-) -> ChildSpec:
+def dynamic_supervisor(id: str, *, intensity: int, period_s: float, max_children: int, **spec_fields: Any) -> ChildSpec:
     """
     Make the spec of a supervisor that starts empty, restarts one_for_one and stops its children all at once.
 
@@ -68,7 +64,5 @@ def dynamic_supervisor(
     Raises:
         SpecError: A field can't be used.
     """
-    flags = SupervisorFlags(
-        intensity=intensity, period_s=period_s, max_children=max_children, parallel_stop=True
-    )
+    flags = SupervisorFlags(intensity=intensity, period_s=period_s, max_children=max_children, parallel_stop=True)
     return build_spec(id, SupervisorStart(flags, ()), {"type": ChildType.SUPERVISOR, **spec_fields})

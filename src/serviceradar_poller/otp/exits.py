@@ -20,7 +20,7 @@ class ExitReason:
     Why a process ended.
 
     Attributes:
-        kind: ``normal`` (it returned), ``shutdown`` (it was told to stop, or said so), ``killed`` (cancelled by
+        kind: ``normal`` (it returned), ``shutdown`` (told to stop, or said so), ``killed`` (cancelled by
             somebody else than its supervisor, or it outlasted its grace), ``error`` (an exception).
         error: For ``error``, the exception; its traceback has been formatted into the event and dropped.
     """
@@ -61,7 +61,7 @@ def format_traceback(error: BaseException) -> str:
 
 
 def drop_frames(error: BaseException) -> None:
-    """Drop the tracebacks of *error* and of all that it came from: frames keep every local of a dead child alive."""
+    """Drop the tracebacks of *error* and its causes: frames keep every local of a dead child alive."""
     todo: list[BaseException] = [error]
     seen: set[int] = set()
     while todo and len(seen) < CHAIN_MAX:

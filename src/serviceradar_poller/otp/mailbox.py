@@ -33,7 +33,7 @@ class Mailbox:
     The queue exists only while something waits: most actors are idle most of the time.
 
     Attributes:
-        limit: Messages from others that may wait; timers and monitors come on top, bounded by their own number.
+        limit: Messages from others that may wait; timers and monitors come on top, as many as were set.
         dropped: Messages refused so far.
         leave: Why the actor wants to leave after the current message.
     """
@@ -75,16 +75,14 @@ class Mailbox:
     def put(self, item: object) -> bool:
         """Let *item* wait, or count it as dropped; False when it was dropped."""
         queue = self.queue
+        waiting = len(queue) if queue is not None else 0
+        if waiting >= self.limit:
+            self._overflow()
+            return False
+        if self._overflowing and 2 * waiting <= self.limit:
+            self._overflowing = False  # it caught up: the next overflow is a new episode
         if queue is None:
             queue = self.queue = collections.deque()
-        elif len(queue) >= self.limit:
-            self._overflow()
-            return False
-        elif self._overflowing and 2 * len(queue) <= self.limit:
-            self._overflowing = False  # it caught up: the next overflow is a new episode
-        if self.limit <= 0:
-            self._overflow()
-            return False
         queue.append(item)
         self.wake()
         return True
@@ -103,6 +101,12 @@ class Mailbox:
         waiter = self.waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+    def answer(self, value: object) -> None:
+        """Answer the current call, unless its caller has gone or its handler took it over."""
+        future, self.current = self.current, None
+        if future is not None and not future.done():
+            future.set_result(value)
 
     def refuse(self) -> None:
         """Count a message that comes too late."""

@@ -1,12 +1,12 @@
 """
 The restart plan of one supervisor: every decision, and none of the doing.
 
-The supervisor tells what happened (a child ended, a start failed) and gets back one decision, which it carries out and
-reports on through the ``mark_…`` methods. There is no loop, clock or chance in here: time and chance are arguments.
+The supervisor tells what happened (a child ended, a start failed) and gets back one decision, which it carries
+out and reports on through the ``mark_…`` methods. No loop, no clock, no chance: the latter two are arguments.
 
     exited ──► None        nothing to do
            ├─► Round       stop these (last first), then start those (first first)
-           │      └─ start_failed ──► TryAgain   as a message to itself, so that calls and a stop come in between
+           │      └─ start_failed ──► TryAgain   by message, so that calls and a stop come in between
            ├─► Delay       quarantine: this one alone, later
            ├─► GiveUp      too many restarts within the period
            └─► Leave       auto_shutdown
@@ -186,7 +186,7 @@ class Plan:
         return TryAgain(id=id)
 
     def retry(self, id: str, *, now_s: float) -> Decision | None:
-        """Decide on a TryAgain that has come back; None when the child was stopped, removed or started meanwhile."""
+        """Decide on a TryAgain that came back; None when the child was stopped or started meanwhile."""
         entry = self.children.get(id)
         if entry is None or entry.state is not ChildState.RESTARTING or id in self._quarantined:
             return None
@@ -258,8 +258,7 @@ class Plan:
         if mode is AutoShutdown.NEVER or not spec.significant:
             return None
         if mode is AutoShutdown.ALL_SIGNIFICANT and any(
-            entry.spec.significant and entry.state is not ChildState.UNDEFINED
-            for entry in self.children.values()
+            entry.spec.significant and entry.state is not ChildState.UNDEFINED for entry in self.children.values()
         ):
             return None
         return Leave(id=spec.id)
@@ -272,9 +271,7 @@ class Plan:
         entry.failures += 1
         entry.state = ChildState.RESTARTING
         self._quarantined[entry.spec.id] = entry.failures
-        return Delay(
-            id=entry.spec.id, attempt=entry.failures, delay_s=quarantine.delay_s(entry.failures, chance)
-        )
+        return Delay(id=entry.spec.id, attempt=entry.failures, delay_s=quarantine.delay_s(entry.failures, chance))
 
     def _restart(self, entry: Entry, now_s: float) -> Round | GiveUp:
         id = entry.spec.id
@@ -294,9 +291,7 @@ class Plan:
             trigger=id,
             attempt=attempts,
             stop=tuple(other for other in reversed(group) if other != id),
-            start=tuple(
-                other for other in group if self.children[other].spec.restart is not Restart.TEMPORARY
-            ),
+            start=tuple(other for other in group if self.children[other].spec.restart is not Restart.TEMPORARY),
         )
 
     def _add_restart(self, now_s: float) -> bool:

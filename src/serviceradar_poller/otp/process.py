@@ -31,7 +31,7 @@ from serviceradar_poller.otp.exits import (
     format_traceback,
     one_line,
 )
-from serviceradar_poller.otp.spec import BRUTAL_KILL, ChildSpec, KernelStart
+from serviceradar_poller.otp.spec import BRUTAL_KILL, WORKER_SHUTDOWN_S, ChildSpec, KernelStart
 from serviceradar_poller.otp.system import System
 
 T = TypeVar("T")
@@ -129,6 +129,7 @@ class Process(Child):
     # Child
 
     def ready(self, handle: object = None) -> None:
+        """End the init."""
         if self.phase != INIT:
             raise RuntimeError(f"{self.path}: ready twice, or after the end")
         if self.fault is not None or self.killed:
@@ -142,12 +143,14 @@ class Process(Child):
         self._owner.child_ready(self)
 
     def ignore(self) -> NoReturn:
+        """Leave the init without a failure."""
         if self.phase != INIT:
             raise RuntimeError(f"{self.path}: ignore after ready")
         self.ignored = True
         raise Ignored
 
     def spawn(self, coro: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
+        """Run *coro* as a helper task."""
         if self.phase == ENDED or self.task is None or self.task.done():
             coro.close()
             raise RuntimeError(f"{self.path}: has ended, can't spawn {name}")
@@ -180,15 +183,18 @@ class Process(Child):
             self.kill()
             return
         self.stopping = True
-        self._cancel_once()
+        if self.fault is None:  # else it has its cancel already, and a second one would cut its cleanup short
+            self._cancel()
         self._start_grace()
 
     def fail(self, error: BaseException) -> None:
-        """End the process with *error* as its reason, as soon as it can be cancelled; after its grace it is killed."""
-        if self.phase == ENDED or self.fault is not None or self.stopping or self.killed:
+        """End the process with *error* as its reason, once it can be cancelled; after its grace it is killed."""
+        if self.phase == ENDED or self.fault is not None:
             return
         self.fault = failed(error)
-        self._cancel_once()
+        if self.stopping or self.killed:
+            return
+        self._cancel()
         self._start_grace()
 
     def kill(self) -> None:
@@ -238,15 +244,11 @@ class Process(Child):
     def begin_cleanup(self) -> None:
         """From here an order to stop starts the grace only; the cancel that led here is used up."""
         self.shielded = True
+        if not self.stopping and not self._bounded:
+            self._start_grace()
         task = self.task
         while task is not None and task.cancelling():
             task.uncancel()
-
-    def runs(self, task: asyncio.Task[Any] | None) -> bool:
-        """Whether *task* is this process's own or one of its helpers."""
-        return task is not None and (
-            task is self.task or (self._helpers is not None and task in self._helpers)
-        )
 
     # The end
 
@@ -257,6 +259,8 @@ class Process(Child):
                 task.exception()  # retrieved: its end was reported when it was given up
             return
         self.exit = self._reason_of(task)
+        if not self.stopping and not self.killed:
+            self._disarm()  # the start's timeout, or the grace of a cleanup that is over
         if self._helpers:
             self._reap_helpers()
         else:
@@ -264,15 +268,18 @@ class Process(Child):
 
     def _reason_of(self, task: asyncio.Task[None]) -> ExitReason:
         error = None if task.cancelled() else task.exception()
-        if self.ignored and isinstance(error, Ignored):
+        if isinstance(error, Ignored):
             drop_frames(error)
-            return NORMAL
-        if self.killed:
-            return self._forget_frames(error, KILLED)
-        if self.exit is not None and error is None:
-            return self._told(self.exit)
+            if self.ignored and not self.stopping and not self.killed and self.fault is None:
+                return NORMAL
+            error = None
         if error is not None:
-            return self._told(failed(error))
+            reason = self._told(failed(error))
+            return KILLED if self.killed else reason
+        if self.killed:
+            return KILLED
+        if self.exit is not None:
+            return self._told(self.exit)
         if self.fault is not None:
             return self._told(self.fault)
         if self.stopping:
@@ -280,23 +287,18 @@ class Process(Child):
         return KILLED if task.cancelled() else NORMAL
 
     def _told(self, reason: ExitReason) -> ExitReason:
-        if reason.error is not None and not self._trace:
-            self._trace = format_traceback(reason.error)
+        if reason.error is not None:
+            if not self._trace:
+                self._trace = format_traceback(reason.error)
             drop_frames(reason.error)
-        return reason
-
-    @staticmethod
-    def _forget_frames(error: BaseException | None, reason: ExitReason) -> ExitReason:
-        if error is not None:
-            drop_frames(error)
         return reason
 
     def _reap_helpers(self) -> None:
         assert self._helpers is not None
         for helper in self._helpers:
             helper.cancel()
-        if self._timer is None:  # a helper that swallows its cancel must not keep the end from being told
-            self._arm(KILL_WAIT_S, self._kill_again)
+        if not self.stopping and not self.killed:  # a helper that won't end must not hide that its owner did
+            self._start_grace()
 
     def _helper_done(self, name: str, coro: Coroutine[Any, Any, Any], task: asyncio.Task[Any]) -> None:
         coro.close()  # no effect unless it was cancelled before its first step
@@ -307,10 +309,11 @@ class Process(Child):
         assert self._helpers is not None
         self._helpers.pop(task, None)
         if error is not None:
+            failure = HelperFailed(name, error)
             if self.exit is None:
-                self.fail(HelperFailed(name, error))
+                self.fail(failure)
             elif not self.exit.abnormal:
-                self.exit = self._told(failed(HelperFailed(name, error)))
+                self.exit = self._told(failed(failure))
         if self.exit is not None and self.task is not None and self.task.done() and not self._helpers:
             self._finish()
 
@@ -360,7 +363,7 @@ class Process(Child):
 
     # Timers and cancels
 
-    def _cancel_once(self) -> None:
+    def _cancel(self) -> None:
         assert self.task is not None
         if not self.shielded and not self.task.done():
             self.task.cancel()
@@ -370,23 +373,30 @@ class Process(Child):
         self.fault = failed(StartTimeout(self.path, self.spec.start_timeout_s))
         self.kill()
 
+    @property
+    def _grace_s(self) -> float:
+        # An end of its own has a grace too where the spec grants none to an order: cleanup is always bounded.
+        return WORKER_SHUTDOWN_S if self.spec.shutdown_s is BRUTAL_KILL else self.spec.grace_s
+
+    @property
+    def _bounded(self) -> bool:
+        start = self.spec.start
+        return isinstance(start, KernelStart) and start.bounded
+
     def _start_grace(self) -> None:
         self._disarm()
-        if self.spec.grace_s < math.inf:
-            self._arm(self.spec.grace_s, self._grace_over)
+        if self._grace_s < math.inf:
+            self._arm(self._grace_s, self._grace_over)
 
     def _grace_over(self) -> None:
         self._timer = None
-        self.system.emit(
-            events.ChildKilled(path=self.path, incarnation=self.incarnation, grace_s=self.spec.grace_s)
-        )
+        self.system.emit(events.ChildKilled(path=self.path, incarnation=self.incarnation, grace_s=self._grace_s))
         self.kill()
 
     def _kill_again(self) -> None:
         self._disarm()
         assert self.task is not None
-        start = self.spec.start
-        if isinstance(start, KernelStart) and start.bounded:
+        if self._bounded:
             if not self.task.done():
                 self.task.cancel()
             return

@@ -115,6 +115,7 @@ class KernelStart:
     bounded: bool = False
 
     def __call__(self, child: Child) -> Awaitable[None]:
+        """Refuse to be run by anyone else."""
         raise TypeError("this start is run by the kernel only")
 
     def run(self, process: Process) -> Coroutine[Any, Any, None]:
@@ -130,11 +131,12 @@ class ChildSpec:
     Attributes:
         id: Its name among its siblings; no ``/``, see ``quote_id``.
         start: Runs the whole life of the child: init, ``child.ready(handle)``, then work until it returns.
-        shutdown_s: Grace between the order to stop and the kill; None is 5 s for a worker, infinity for a supervisor.
+        shutdown_s: Grace between the order to stop and the kill; None is 5 s for a worker, infinity for a
+            supervisor.
         significant: Counts for the supervisor's auto_shutdown.
         start_timeout_s: A child not ready by then is killed, and its start has failed.
-        quarantine: Exits restart this child alone and later, at no cost to the supervisor's intensity. A start
-            that fails in a restart counts as an exit; one that fails at first is the starter's.
+        quarantine: Exits restart this child alone and later, at no cost to the supervisor's intensity. A
+            restart that fails counts as an exit; a first start that fails is the starter's.
     """
 
     id: str
@@ -157,15 +159,11 @@ class ChildSpec:
             raise SpecError(f"{where}: type must be a ChildType, not {self.type!r}")
         if not isinstance(self.significant, bool):
             raise SpecError(f"{where}: significant must be a bool, not {self.significant!r}")
-        shutdown_s: object = self.shutdown_s
-        if (
-            shutdown_s is not None
-            and shutdown_s is not BRUTAL_KILL
-            and not (_is_number(shutdown_s) and shutdown_s >= 0)
+        shutdown_s = self.shutdown_s
+        if not (
+            shutdown_s is None or isinstance(shutdown_s, BrutalKill) or (_is_number(shutdown_s) and shutdown_s >= 0)
         ):
-            raise SpecError(
-                f"{where}: shutdown_s must be seconds >= 0, BRUTAL_KILL or None, not {shutdown_s!r}"
-            )
+            raise SpecError(f"{where}: shutdown_s must be >= 0, BRUTAL_KILL or None, not {shutdown_s!r}")
         if not _is_number(self.start_timeout_s) or self.start_timeout_s <= 0:
             raise SpecError(f"{where}: start_timeout_s must be > 0, not {self.start_timeout_s!r}")
         if self.significant and self.restart is Restart.PERMANENT:
@@ -206,18 +204,18 @@ class SupervisorFlags:
             raise SpecError(f"supervisor: strategy must be a Strategy, not {self.strategy!r}")
         if not isinstance(self.auto_shutdown, AutoShutdown):
             raise SpecError(f"supervisor: auto_shutdown must be an AutoShutdown, not {self.auto_shutdown!r}")
-        if not isinstance(self.intensity, int) or isinstance(self.intensity, bool) or self.intensity < 0:
+        if not _is_count(self.intensity):
             raise SpecError(f"supervisor: intensity must be a count >= 0, not {self.intensity!r}")
         if not _is_number(self.period_s) or self.period_s <= 0:
             raise SpecError(f"supervisor: period_s must be > 0, not {self.period_s!r}")
-        limit: object = self.max_children
-        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
-            raise SpecError(f"supervisor: max_children must be a count >= 0, not {limit!r}")
+        if self.max_children is not None and not _is_count(self.max_children):
+            raise SpecError(f"supervisor: max_children must be a count >= 0, not {self.max_children!r}")
 
 
 def check_child(spec: ChildSpec, auto_shutdown: AutoShutdown) -> None:
     """Raise SpecError if a supervisor with *auto_shutdown* can't take *spec*."""
-    if not isinstance(spec, ChildSpec):
+    given: object = spec
+    if not isinstance(given, ChildSpec):
         raise SpecError(f"children: a ChildSpec is needed, not {spec!r}")
     if spec.significant and auto_shutdown is AutoShutdown.NEVER:
         raise SpecError(f"child {spec.id!r}: significant: the supervisor's auto_shutdown is never")
@@ -257,3 +255,7 @@ def _bytes(char: str) -> bytes:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -1,8 +1,8 @@
 """
 Supervisors: they perform what the plan decides.
 
-A supervisor is itself a process: one task that waits in one place for its inbox (exits, operations, retries). While
-it starts or stops a child it waits for that child alone; whatever else happens meanwhile waits in the inbox, as in OTP.
+A supervisor is itself a process: one task that waits in one place for its inbox (exits, operations, retries).
+While it starts or stops a child it waits for that child alone; all else waits in the inbox, as in OTP.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ ITEMS_PER_TURN: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class _Retry:
-    """A TryAgain on its way through the inbox."""
+    """A TryAgain on its way through the inbox, with why the last start failed."""
 
     id: str
+    reason: ExitReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,9 @@ class Supervisor:
         except asyncio.CancelledError:
             cancelled = True
             reason = process.fault or (SHUTDOWN if process.stopping else KILLED)
+        except (SystemExit, KeyboardInterrupt) as error:  # out of a callable that lists the children
+            reason = failed(error)
+            process.system.halt(error)
         except Exception as error:  # noqa: BLE001 — an injected error, or a bug here: children must not outlive it
             reason = failed(error)
         self.closed = True
@@ -167,7 +171,7 @@ class Supervisor:
             elif isinstance(item, Request):
                 await self._serve_request(item)
             elif isinstance(item, _Retry):
-                await self._perform(self.plan.retry(item.id, now_s=self._now()))
+                await self._perform(self.plan.retry(item.id, now_s=self._now()), item.reason)
             else:
                 await self._perform(self.plan.rebuild(item.id, item.attempt))
 
@@ -192,7 +196,7 @@ class Supervisor:
             case plans.Round():
                 await self._round(decision)
             case plans.TryAgain():
-                self._post(_Retry(decision.id))
+                self._post(_Retry(decision.id, reason))
             case plans.Delay():
                 self._quarantine(decision, reason)
             case plans.GiveUp():
@@ -324,19 +328,18 @@ class Supervisor:
     async def _serve_request(self, request: Request) -> None:
         if request.future.done():  # the caller has gone
             return
+        future = request.future
         try:
             answer = await self._operate(request)
-        except asyncio.CancelledError:
-            if not request.future.done():
-                request.future.set_exception(NoProcess(self.process.path))
-            raise
+            if not future.done():
+                future.set_result(answer)
         except (ChildError, StartFailed, SpecError) as error:
-            if not request.future.done():
-                request.future.set_exception(error)
             error.__traceback__ = None
-        else:
-            if not request.future.done():
-                request.future.set_result(answer)
+            if not future.done():
+                future.set_exception(error)
+        finally:  # the supervisor itself ends in the middle of the operation
+            if not future.done():
+                future.set_exception(NoProcess(self.process.path))
 
     async def _operate(self, request: Request) -> object:
         match request.operation:
@@ -430,7 +433,7 @@ class Supervisor:
         """Whether it waits for a start that *task* is part of, at any depth."""
         starting = self._starting
         while starting is not None:
-            if starting.runs(task):
+            if task is not None and starting.task is task:
                 return True
             body = starting.body
             starting = body._starting if isinstance(body, Supervisor) else None
@@ -452,6 +455,7 @@ class Supervisor:
     # Inside
 
     def _post(self, item: Process | Request | _Retry | _Rebuild) -> None:
+        # Bounded by the number of children (exits, retries) and of callers that wait (operations).
         if self._inbox is None:
             self._inbox = collections.deque()
         self._inbox.append(item)

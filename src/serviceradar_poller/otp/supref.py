@@ -74,9 +74,9 @@ class SupervisorRef:
     """
     One incarnation of a supervisor, seen from outside.
 
-    Operations are served one at a time, in order of arrival, between restarts. On a dead or ending supervisor all
-    raise NoProcess at once; from a child whose start the supervisor waits for, DeadlockError. A caller that is
-    cancelled before its operation's turn takes it back; one under way is completed.
+    Operations are served one at a time, in order of arrival, between restarts. On a dead or ending supervisor
+    all raise NoProcess at once; from a child whose start the supervisor waits for, DeadlockError. A caller that
+    is cancelled before its operation's turn takes it back; one under way is completed.
     """
 
     __slots__ = ("_asked", "incarnation", "path")
@@ -120,7 +120,7 @@ class SupervisorRef:
         return await self._ask("restart", id)
 
     async def terminate_child(self, id: str) -> None:
-        """Stop a child, or take back its planned restart; its spec stays unless it is temporary. Raises NotFound."""
+        """Stop a child or take back its restart; its spec stays unless it is temporary. Raises NotFound."""
         await self._ask("terminate", id)
 
     async def delete_child(self, id: str) -> None:

@@ -26,6 +26,11 @@ class Root(Protocol):
         """Begin an orderly stop."""
         ...
 
+    @property
+    def alive(self) -> bool:
+        """Whether the root has not ended."""
+        ...
+
 
 class System:
     """
@@ -83,12 +88,12 @@ class System:
 
     def adopt(self, root: Root) -> None:
         """Make *root* this system's tree."""
-        if self._root is not None:
-            raise RuntimeError("a System belongs to one tree")
+        if self._root is not None and self._root.alive:
+            raise RuntimeError("a System has one tree at a time")
         self._root = root
 
     def halt(self, error: BaseException) -> None:
-        """Stop the tree in order because a child raised SystemExit or KeyboardInterrupt; the first one counts."""
+        """Stop the tree in order because of a SystemExit or KeyboardInterrupt; the first one counts."""
         if self.halt_error is None:
             self.halt_error = error
         if self._root is not None:
@@ -96,7 +101,7 @@ class System:
 
 
 class _EvenSpread:
-    """Numbers in 0..1 that are never close to their neighbours: better for jitter than a die, and reproducible."""
+    """Numbers in 0..1, never close to their neighbours: better for jitter than a die, and reproducible."""
 
     __slots__ = ("_value",)
 

@@ -133,6 +133,11 @@ class Tree:
         """List the paths of children that outlived every kill and still run."""
         return list(self.system.zombies.values())
 
+    @property
+    def alive(self) -> bool:
+        """Whether the root has not ended."""
+        return self._root.alive
+
     # For the system and the root process
 
     def find(self, path: str) -> Process | None:
@@ -219,9 +224,7 @@ def _node(
     if isinstance(body, Supervisor):
         kids = body.kids
         children = tuple(
-            _node(
-                entry.spec, kids.get(id), entry.state, entry.incarnation, f"{path}{PATH_SEPARATOR}{id}", now_s
-            )
+            _node(entry.spec, kids.get(id), entry.state, entry.incarnation, f"{path}{PATH_SEPARATOR}{id}", now_s)
             for id, entry in body.plan.children.items()
         )
     return TreeNode(
@@ -233,9 +236,7 @@ def _node(
         restarts=max(0, incarnation - 1),
         age_s=0.0 if process is None else now_s - process.started_s,
         mailbox=(
-            MailboxInfo(length=len(body), limit=body.limit, dropped=body.dropped)
-            if isinstance(body, Mailbox)
-            else None
+            MailboxInfo(length=len(body), limit=body.limit, dropped=body.dropped) if isinstance(body, Mailbox) else None
         ),
         helpers=0 if process is None else process.helper_count,
         children=children,

@@ -14,10 +14,11 @@ from serviceradar_poller.otp.exits import TRACEBACK_CHARS_MAX
 
 class LoopWatchdog:
     """
-    Reports a blocked loop, once per episode, at most ``threshold_s + 2 * interval_s`` after it stopped turning.
+    Reports a blocked loop, once per episode, at most ``threshold_s + 2 * interval_s`` after it stopped.
 
-    The thread asks the loop for a sign of life every *interval_s* and looks at the loop's stack when none has come
-    for *threshold_s*. Code that holds the GIL throughout (a long C call) also holds the watchdog: then it reports late.
+    The thread asks the loop for a sign of life every *interval_s* and looks at the loop's stack when none has
+    come for *threshold_s*. Code that holds the GIL throughout (a long C call) also holds the watchdog: then it
+    reports late.
 
     Args:
         emit: Called **from the watchdog's thread**: it must be thread-safe.
@@ -61,7 +62,7 @@ class LoopWatchdog:
         reported = False
         while not self._stopped.wait(self._interval_s):
             if not self._asked:
-                # The loop wakes once per interval for this, the price of knowing; measured well below 0.1 % CPU.
+                # The loop wakes once per interval for this: the price of knowing, some 50 µs each time.
                 self._asked = True
                 reported = False
                 try:
