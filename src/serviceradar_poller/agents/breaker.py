@@ -43,7 +43,7 @@ class SecureCircuitBreaker(Actor[BreakerMessage]):
 
     async def handle(self, message: BreakerMessage) -> None:
         """Take in what calls and probes came to."""
-        now_s = self.system.clock()
+        now_s = self.system.now()
         breaker = self._slot.breaker
         match message:
             case BreakerFailure(security, cause):
@@ -72,7 +72,7 @@ class SecureCircuitBreaker(Actor[BreakerMessage]):
             self._timer = None
         at_s = trial_at_s(self._slot.breaker, self._settings)
         if at_s is not None:
-            self._timer = self.send_after(max(at_s - self.system.clock(), 0.0), BreakerTimer())
+            self._timer = self.send_after(max(at_s - self.system.now(), 0.0), BreakerTimer())
 
     def _ask_for_trial(self) -> None:
         connection = self.system.whereis(self._connection_path)

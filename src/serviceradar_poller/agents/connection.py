@@ -122,7 +122,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
         self._cast(self._breaker_path, BreakerSuccess())
         if before is Reach.UP:
             return
-        now_s = self.system.clock()
+        now_s = self.system.now()
         outage_s = 0.0 if self._outage_s is None else now_s - self._outage_s
         self._outage_s = None
         self._cancel_probe()
@@ -131,7 +131,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
             self._cast(path, RunFailing())
 
     def _lost(self, error: CallError) -> None:
-        now_s = self.system.clock()
+        now_s = self.system.now()
         if self._slot.reach is not Reach.DOWN:
             self._slot.reach = Reach.DOWN
             self._outage_s = now_s

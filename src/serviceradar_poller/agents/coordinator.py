@@ -29,12 +29,7 @@ from serviceradar_poller.logic.breaker import new_breaker
 from serviceradar_poller.logic.bucket import new_bucket
 from serviceradar_poller.logic.device import device_host, device_ip, ip_candidates, names_to_resolve
 from serviceradar_poller.logic.outcome import CheckSubject, Device
-from serviceradar_poller.otp import ChildSpec, Quarantine, Ref, Restart, Strategy, System, actor, supervisor
-
-
-def child_id(agent: str) -> str:
-    """Return an agent's name as one step of a tree path."""
-    return agent.replace("%", "%25").replace("/", "%2F")
+from serviceradar_poller.otp import ChildSpec, Quarantine, Ref, Restart, Strategy, System, actor, quote_id, supervisor
 
 
 def check_subjects(config: AgentConfig) -> dict[str, tuple[CheckSubject, CheckConfig]]:
@@ -93,7 +88,7 @@ def coordinator(slot: AgentSlot, *, parent: str, system: System) -> ChildSpec:
     Args:
         parent: Tree path of the supervisor it will stand under.
     """
-    base = f"{parent}/{child_id(slot.name)}"
+    base = f"{parent}/{quote_id(slot.name)}"
     connection, security, breaker = f"{base}/connection", f"{base}/security", f"{base}/breaker"
     runners = (f"{base}/scheduler", f"{base}/results")
 
@@ -121,7 +116,7 @@ def coordinator(slot: AgentSlot, *, parent: str, system: System) -> ChildSpec:
     ]
     resilience = slot.fleet.resilience
     return supervisor(
-        child_id(slot.name),
+        quote_id(slot.name),
         children,
         strategy=Strategy.REST_FOR_ONE,
         intensity=5,

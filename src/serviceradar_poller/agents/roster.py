@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from serviceradar_poller.agents.coordinator import child_id, coordinator
+from serviceradar_poller.agents.coordinator import coordinator
 from serviceradar_poller.agents.messages import RenewConnection
 from serviceradar_poller.agents.slot import AgentSlot
 from serviceradar_poller.logic.backoff import BackoffSettings, delay_s
-from serviceradar_poller.otp import Actor, AlreadyStarted, Ref, StartFailed, SupervisorRef
+from serviceradar_poller.otp import Actor, AlreadyStarted, Ref, StartFailed, SupervisorRef, quote_id
 
 #: Agents started between two looks at the mailbox, so that a large fleet does not block the loop while it starts.
 START_SLICE = 50
@@ -99,6 +99,6 @@ class Roster(Actor[RosterMessage]):
                 (security.tls.cert_file, security.tls.key_file, security.tls.ca_file)
             ):
                 continue
-            connection = self.system.whereis(f"{self._agents_path}/{child_id(slot.name)}/connection")
+            connection = self.system.whereis(f"{self._agents_path}/{quote_id(slot.name)}/connection")
             if isinstance(connection, Ref):
                 connection.cast(RenewConnection())

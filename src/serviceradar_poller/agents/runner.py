@@ -78,7 +78,7 @@ class CheckRunner(Actor[RunnerMessage]):
 
     async def init(self) -> None:
         """Take the schedule over from the last incarnation, or begin one."""
-        now_s = self.system.clock()
+        now_s = self.system.now()
         subjects = [subject for subject in self._slot.subjects.values() if self.mine(subject)]
         schedule = self._slot.schedules.get(self.kind)
         if schedule is None:
@@ -101,10 +101,10 @@ class CheckRunner(Actor[RunnerMessage]):
                 self._run_due()
             case CheckDone(key, ok, retry_delay_s):
                 self._runs.pop(key, None)
-                self._schedule = finished(self._schedule, key, self.system.clock(), ok=ok, retry_delay_s=retry_delay_s)
+                self._schedule = finished(self._schedule, key, self.system.now(), ok=ok, retry_delay_s=retry_delay_s)
             case RunFailing():
                 failing = tuple(key for key in self._slot.failing if self.mine(self._slot.subjects[key]))
-                self._schedule = expedite(self._schedule, failing, self.system.clock())
+                self._schedule = expedite(self._schedule, failing, self.system.now())
         self._arm()
 
     async def terminate(self, reason: ExitReason) -> None:
@@ -129,10 +129,10 @@ class CheckRunner(Actor[RunnerMessage]):
             self._timer = None
         self._armed_s = at_s
         if at_s is not None:
-            self._timer = self.send_after(max(at_s - self.system.clock(), 0.0), RunDue())
+            self._timer = self.send_after(max(at_s - self.system.now(), 0.0), RunDue())
 
     def _run_due(self) -> None:
-        self._schedule, dues = due(self._schedule, self.system.clock())
+        self._schedule, dues = due(self._schedule, self.system.now())
         for each in dues:
             subject = self._slot.subjects[each.key]
             if each.missed:
@@ -149,9 +149,9 @@ class CheckRunner(Actor[RunnerMessage]):
     # -- one run
 
     async def _run(self, subject: CheckSubject, each: Due) -> None:
-        begin_s = self.system.clock()
+        begin_s = self.system.now()
         outcome, attempts = await self._outcome(subject, each, begin_s)
-        latency_s = self.system.clock() - begin_s
+        latency_s = self.system.now() - begin_s
         if outcome is None:
             self.ref.cast(CheckDone(each.key, ok=True, retry_delay_s=None))
             return
@@ -167,7 +167,7 @@ class CheckRunner(Actor[RunnerMessage]):
         attempt = 1
         while True:
             try:
-                return await self.ask(subject, each.tick, until_s - self.system.clock()), attempt
+                return await self.ask(subject, each.tick, until_s - self.system.now()), attempt
             except CallError as error:
                 failure = error
             wait_s = delay_s(self._retry, attempt - 1, fleet.env.rng.random())
@@ -175,7 +175,7 @@ class CheckRunner(Actor[RunnerMessage]):
                 not failure.retryable
                 or attempt >= fleet.resilience.retry_attempts
                 or slot.reach is Reach.DOWN
-                or self.system.clock() + wait_s >= until_s
+                or self.system.now() + wait_s >= until_s
             ):
                 break
             slot.budget, granted = withdraw(slot.budget)

@@ -18,6 +18,8 @@ from serviceradar_poller.wire.messages import PollerStatusChunk, PollerStatusReq
 
 #: Encoded bytes of one call or chunk: core refuses 4 MiB, the envelope and one status' fields need some room.
 CALL_BYTES_MAX = 3 * 1024 * 1024
+#: What a message adds to a status beyond its own bytes: a tag, its length, and a longer length of the status itself.
+MESSAGE_HEADER_BYTES_MAX = 16
 #: What a registering stream may hold; it is followed by the full report, so it stays small.
 REGISTER_STATUSES_MAX = 100
 
@@ -128,7 +130,7 @@ def register_call(
         size += status_bytes
         if len(chosen) == REGISTER_STATUSES_MAX:
             break
-    parts = [(status,) for status in chosen] or [()]
+    parts: list[tuple[ServiceStatus, ...]] = [(status,) for status in chosen] or [()]
     return StreamCall(
         chunks=_chunks(head, parts, timestamp, agent_id),
         size=size,
@@ -155,7 +157,7 @@ def _sliced(
     head: ReportHead, status: ServiceStatus, timestamp: int, size_of: Callable[[ServiceStatus], int]
 ) -> StreamCall:
     """Return a stream of *status* cut into slices; every slice keeps all fields but the message."""
-    room = CALL_BYTES_MAX - size_of(replace(status, message=b""))
+    room = CALL_BYTES_MAX - size_of(replace(status, message=b"")) - MESSAGE_HEADER_BYTES_MAX
     message = memoryview(status.message)
     parts = [(replace(status, message=bytes(message[start : start + room])),) for start in range(0, len(message), room)]
     return StreamCall(chunks=_chunks(head, parts, timestamp, status.agent_id), size=size_of(status), status_count=1)

@@ -1,0 +1,271 @@
+"""
+The poller as one supervision tree.
+
+    poller (one_for_all, the last resort)
+    ├ security      credentials: watches certificate files
+    ├ reporting     core-reporter: outcomes to core; stopped after the agents, with time to flush
+    ├ fleet         (rest_for_one)
+    │ ├ agents      one coordinator per agent, see agents.coordinator
+    │ └ roster      puts every configured agent under `agents`
+    └ …             what the caller adds: the gRPC server, HTTP, measurements
+
+Each direct child of the root is a supervisor with a restart budget of its own, so that a bug in one part uses up that
+part's budget and nobody else's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from serviceradar_poller import __version__
+from serviceradar_poller.agents.coordinator import new_slot
+from serviceradar_poller.agents.gate import ConnectGate
+from serviceradar_poller.agents.roster import RenewConnections, Roster
+from serviceradar_poller.agents.slot import AgentSlot, FleetSettings
+from serviceradar_poller.config.model import PollerConfig, ReportMode, SecurityConfig, SecurityMode
+from serviceradar_poller.env import Env
+from serviceradar_poller.events.polling import PollerStarted
+from serviceradar_poller.logic.calls import ReportHead
+from serviceradar_poller.logic.device import literal_ip, override_variable, source_ip_candidates
+from serviceradar_poller.logic.outcome import Reporter
+from serviceradar_poller.logic.reports import BatchBook, CycleBook, ReportBook
+from serviceradar_poller.logic.schedule import Timetable
+from serviceradar_poller.otp import (
+    ChildSpec,
+    Ref,
+    Strategy,
+    System,
+    Tree,
+    actor,
+    dynamic_supervisor,
+    start_tree,
+    supervisor,
+)
+from serviceradar_poller.reporting.inbox import OutcomeInbox
+from serviceradar_poller.reporting.outbox import Outbox
+from serviceradar_poller.reporting.reporter import CoreReporter, ReconnectCore, ReporterSettings, ReportingState
+from serviceradar_poller.security.watch import CredentialsWatch
+
+#: Outcomes that may wait for the reporter: several cycles of a small site, four of a large one.
+INBOX_MIN = 10_000
+INBOX_CYCLES = 4
+#: Agents that one process takes at most; a larger site needs a second poller.
+AGENTS_MAX = 100_000
+#: What the reporter keeps of its shutdown time for closing its connection.
+CLOSE_RESERVE_S = 0.3
+
+REPORTER_PATH = "poller/reporting/core-reporter"
+AGENTS_PATH = "poller/fleet/agents"
+ROSTER_PATH = "poller/fleet/roster"
+
+
+@dataclass(slots=True, kw_only=True)
+class Poller:
+    """
+    A poller that runs.
+
+    Attributes:
+        started_s: Monotonic seconds.
+        polling: Every agent's coordinator was started once.
+    """
+
+    config: PollerConfig
+    env: Env
+    source_ip: str
+    timetable: Timetable
+    reporting: ReportingState
+    slots: dict[str, AgentSlot]
+    gate: ConnectGate
+    started_s: float
+    tree: Tree | None = None
+    polling: bool = False
+
+
+async def resolve_source_ip(config: PollerConfig, env: Env) -> str:
+    """
+    Return the poller's own address as core is told it: a literal IP, or empty when nothing gives one.
+
+    The first candidate that is an address, or resolves to one within 2 s (IPv4 preferred), counts; then an interface's.
+    """
+    for candidate in source_ip_candidates(env.environ, config.source_ip):
+        literal = literal_ip(candidate)
+        if literal is not None:
+            return literal
+        addresses = [ip for text in await env.resolver.resolve(candidate, timeout_s=2.0) if (ip := literal_ip(text))]
+        if addresses:
+            return next((ip for ip in addresses if ":" not in ip), addresses[0])
+    return env.interface_address()
+
+
+def new_poller(config: PollerConfig, env: Env, *, source_ip: str) -> Poller:
+    """Return everything that outlives the actors of a poller; nothing runs yet."""
+    now_s = env.clock.monotonic()
+    timetable = Timetable(epoch_s=now_s, interval_s=config.poll_interval_s)
+    reporter = Reporter(poller_id=config.poller_id, partition=config.partition, kv_store_id=config.kv_store_id)
+    reporting = ReportingState(
+        inbox=OutcomeInbox(limit=max(INBOX_MIN, INBOX_CYCLES * sum(len(agent.checks) for agent in config.agents))),
+        book=_book(config, timetable, reporter, now_s),
+        outbox=Outbox(
+            bytes_max=config.reporting.queue_bytes_max, reports_max=config.reporting.queue_reports_max
+        ),
+    )
+    gate = ConnectGate(connects_per_s=config.scheduling.connects_per_s, clock=env.clock)
+    fleet = FleetSettings(
+        reporter=reporter,
+        timetable=timetable,
+        scheduling=config.scheduling,
+        resilience=config.resilience,
+        source_ip=source_ip,
+        deliver=reporting.inbox.put,
+        positions=reporting.positions,
+        gate=gate,
+        env=env,
+    )
+    slots = {
+        agent.name: new_slot(agent, fleet, override=env.environ.get(override_variable(agent.name), ""))
+        for agent in config.agents
+    }
+    reporting.book.set_subjects(
+        {
+            (slot.name, key): (subject, slot.device)
+            for slot in slots.values()
+            for key, subject in slot.subjects.items()
+        },
+        now_s,
+    )
+    return Poller(
+        config=config,
+        env=env,
+        source_ip=source_ip,
+        timetable=timetable,
+        reporting=reporting,
+        slots=slots,
+        gate=gate,
+        started_s=now_s,
+    )
+
+
+async def start_poller(
+    poller: Poller, *, services: Callable[[Poller], Sequence[ChildSpec]] = lambda poller: ()
+) -> Tree:
+    """
+    Start the tree and return it when it is up; agents are started, and connected, from then on.
+
+    Args:
+        services: Makes what stands beside the poller's own parts under the root.
+    Raises:
+        StartFailed: A part could not start (a bug: what the outside does never prevents a start).
+    """
+    env, config = poller.env, poller.config
+    system = System(emit=env.emit, clock=env.clock.monotonic, random=env.rng.random)
+    env.emit(
+        PollerStarted(
+            version=__version__,
+            poller_id=config.poller_id,
+            agents=len(poller.slots),
+            checks=sum(len(slot.checks) for slot in poller.slots.values()),
+            core_address=config.core_address,
+            poll_interval_s=config.poll_interval_s,
+        )
+    )
+    root = supervisor(
+        "poller",
+        [_security(poller, system), _reporting(poller), _fleet(poller), *services(poller)],
+        strategy=Strategy.ONE_FOR_ALL,
+        intensity=3,
+        period_s=60.0,
+    )
+    poller.tree = await start_tree(root, system)
+    return poller.tree
+
+
+def _book(config: PollerConfig, timetable: Timetable, reporter: Reporter, now_s: float) -> ReportBook:
+    reporting = config.reporting
+    if reporting.mode is ReportMode.BATCH:
+        return BatchBook(
+            batch_size=reporting.batch_size,
+            batch_interval_s=reporting.batch_interval_s,
+            heartbeat_interval_s=config.poll_interval_s,
+            now_s=now_s,
+        )
+    return CycleBook(
+        timetable=timetable,
+        reporter=reporter,
+        deadline_s=reporting.deadline_s,
+        early_interval_s=reporting.early_interval_s,
+        # The longest that a living check may take from one outcome to the next, and half an interval to spare.
+        stale_after_s=1.5 * config.poll_interval_s
+        + config.scheduling.spread_window_s
+        + config.scheduling.check_timeout_s,
+    )
+
+
+def _security(poller: Poller, system: System) -> ChildSpec:
+    config = poller.config
+    blocks = [config.security, *(agent.security for agent in config.agents)]
+    files = {file for block in blocks if block is not None for file in _files(block)}
+    core_files = frozenset(_files(config.security)) if config.security is not None else frozenset()
+
+    def changed(files: frozenset[str]) -> None:
+        roster = system.whereis(ROSTER_PATH)
+        if isinstance(roster, Ref):
+            roster.cast(RenewConnections(files))
+        reporter = system.whereis(REPORTER_PATH)
+        if isinstance(reporter, Ref) and not core_files.isdisjoint(files):
+            reporter.cast(ReconnectCore())
+
+    return supervisor(
+        "security",
+        [actor("credentials", lambda: CredentialsWatch(files, changed=changed), shutdown_s=1.0)] if files else [],
+        strategy=Strategy.ONE_FOR_ONE,
+        intensity=10,
+        period_s=60.0,
+    )
+
+
+def _files(security: SecurityConfig) -> tuple[str, ...]:
+    if security.mode is not SecurityMode.MTLS:
+        return ()
+    return (security.tls.cert_file, security.tls.key_file, security.tls.ca_file)
+
+
+def _reporting(poller: Poller) -> ChildSpec:
+    config = poller.config
+    shutdown_s = config.resilience.shutdown_timeout_s
+    settings = ReporterSettings(
+        core_address=config.core_address,
+        security=config.security,
+        head=ReportHead(
+            poller_id=config.poller_id,
+            partition=config.partition,
+            source_ip=poller.source_ip,
+            kv_store_id=config.kv_store_id,
+        ),
+        call_timeout_s=config.reporting.call_timeout_s,
+        flush_timeout_s=max(shutdown_s - CLOSE_RESERVE_S, shutdown_s / 2),
+    )
+    reporter = actor(
+        "core-reporter",
+        lambda: CoreReporter(
+            settings=settings, state=poller.reporting, timetable=poller.timetable, env=poller.env
+        ),
+        shutdown_s=shutdown_s,
+    )
+    return supervisor("reporting", [reporter], strategy=Strategy.ONE_FOR_ONE, intensity=10, period_s=60.0)
+
+
+def _fleet(poller: Poller) -> ChildSpec:
+    def started() -> None:
+        poller.polling = True
+
+    return supervisor(
+        "fleet",
+        [
+            dynamic_supervisor("agents", intensity=10, period_s=60.0, max_children=AGENTS_MAX),
+            actor("roster", lambda: Roster(poller.slots, agents=AGENTS_PATH, started=started), shutdown_s=1.0),
+        ],
+        strategy=Strategy.REST_FOR_ONE,
+        intensity=5,
+        period_s=60.0,
+    )

@@ -1,0 +1,295 @@
+"""
+Agents and a core without sockets, for tests on a virtual clock.
+
+They keep the contract of the Protocols in ``env``: lazy, every failure a CallError, every call within its timeout.
+What a peer does is set by attributes at any time, also while calls wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from serviceradar_poller.config.model import SecurityConfig
+from serviceradar_poller.env import Env, Event
+from serviceradar_poller.errors import CallError, GrpcCode, Layer
+from serviceradar_poller.wire.messages import (
+    PollerStatusChunk,
+    PollerStatusRequest,
+    PollerStatusResponse,
+    ResultsRequest,
+    ResultsResponse,
+    ServiceStatus,
+    StatusRequest,
+    StatusResponse,
+)
+
+T = TypeVar("T")
+
+REFUSED = CallError(layer=Layer.TCP, code=GrpcCode.UNAVAILABLE, reason="refused", detail="connection refused")
+CLOSED = CallError(layer=Layer.GRPC, code=GrpcCode.CANCELLED, reason="closed", detail="closed by this side")
+TIMEOUT = CallError(layer=Layer.DEADLINE, code=GrpcCode.DEADLINE_EXCEEDED, reason="timeout", detail="no answer")
+
+
+class LoopClock:
+    """The running loop's time, virtual or not; wall time is the same counted from a fixed day."""
+
+    WALL_EPOCH_S = 1_800_000_000.0
+
+    def monotonic(self) -> float:
+        """Seconds of the running loop."""
+        return asyncio.get_running_loop().time()
+
+    def wall(self) -> float:
+        """Unix seconds."""
+        return self.WALL_EPOCH_S + self.monotonic()
+
+
+class Peer:
+    """
+    What agents and core have in common.
+
+    Attributes:
+        error: Every call fails with it.
+        hang: Calls wait until their timeout, or until this is cleared.
+        latency_s: Before every answer.
+        generation: Bumped by kill_connections(): calls that wait then fail as a reset connection does.
+    """
+
+    def __init__(self) -> None:
+        self.error: CallError | None = None
+        self.latency_s = 0.001
+        self._released = asyncio.Event()
+        self._released.set()
+        self.calls: list[tuple[float, str]] = []
+
+    @property
+    def hang(self) -> bool:
+        """Whether calls wait."""
+        return not self._released.is_set()
+
+    @hang.setter
+    def hang(self, value: bool) -> None:
+        if value:
+            self._released.clear()
+        else:
+            self._released.set()
+
+    async def answer(self, name: str, make: Callable[[], T], timeout_s: float, closed: asyncio.Event) -> T:
+        """Return what *make* makes, as this peer behaves now; raises CallError."""
+        self.calls.append((asyncio.get_running_loop().time(), name))
+        if closed.is_set():
+            raise CLOSED
+        if timeout_s <= 0:
+            raise TIMEOUT
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.sleep(self.latency_s)
+                await _first(self._released.wait(), closed.wait())
+        except TimeoutError:
+            raise TIMEOUT from None
+        if closed.is_set():
+            raise CLOSED
+        if self.error is not None:
+            raise self.error.with_traceback(None)
+        return make()
+
+
+class FakeAgent(Peer):
+    """
+    An agent.
+
+    Attributes:
+        status: Makes the answer to a status request.
+        results: Makes the answer to a results request.
+        health: What it says of itself.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.health = "SERVING"
+        self.status: Callable[[StatusRequest], StatusResponse] = lambda request: StatusResponse(
+            available=True, message=b'{"ok":true}', response_time=1_000, agent_id=self.name
+        )
+        self.results: Callable[[ResultsRequest], ResultsResponse] = lambda request: ResultsResponse(
+            available=True, data=b"{}", agent_id=self.name, has_new_data=True, current_sequence="1"
+        )
+        self.requests: list[StatusRequest | ResultsRequest] = []
+        self.hang_methods: set[str] = set()
+
+
+class FakeAgentClient:
+    """A client for a FakeAgent."""
+
+    def __init__(self, agent: FakeAgent) -> None:
+        self._agent = agent
+        self._closed = asyncio.Event()
+
+    async def check_health(self, *, timeout_s: float) -> str:
+        """Return the agent's health."""
+        return await self._ask("health", lambda: self._agent.health, timeout_s)
+
+    async def get_status(self, request: StatusRequest, *, timeout_s: float) -> StatusResponse:
+        """Ask for a status."""
+        self._agent.requests.append(request)
+        return await self._ask("status", lambda: self._agent.status(request), timeout_s)
+
+    async def get_results(self, request: ResultsRequest, *, timeout_s: float) -> ResultsResponse:
+        """Ask for results."""
+        self._agent.requests.append(request)
+        return await self._ask("results", lambda: self._agent.results(request), timeout_s)
+
+    async def close(self) -> None:
+        """Close."""
+        self._closed.set()
+
+    async def _ask(self, name: str, make: Callable[[], T], timeout_s: float) -> T:
+        if name in self._agent.hang_methods:
+            self._agent.calls.append((asyncio.get_running_loop().time(), name))
+            try:
+                async with asyncio.timeout(max(timeout_s, 0)):
+                    await self._closed.wait()
+            except TimeoutError:
+                raise TIMEOUT from None
+            raise CLOSED
+        return await self._agent.answer(name, make, timeout_s, self._closed)
+
+
+class FakeCore(Peer):
+    """
+    A core that keeps what it was told.
+
+    Attributes:
+        received: What it answers.
+        reports: Every accepted report: arrival, transport, unix timestamp, statuses.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.received = True
+        self.stream_error: CallError | None = None
+        self.reports: list[tuple[float, str, int, tuple[ServiceStatus, ...]]] = []
+
+    def accept(self, transport: str, timestamp: int, statuses: tuple[ServiceStatus, ...]) -> PollerStatusResponse:
+        """Take a report in."""
+        if transport == "stream" and self.stream_error is not None:
+            raise self.stream_error.with_traceback(None)
+        if self.received:
+            self.reports.append((asyncio.get_running_loop().time(), transport, timestamp, statuses))
+        return PollerStatusResponse(received=self.received)
+
+    def latest(self) -> dict[tuple[str, str], ServiceStatus]:
+        """Return the newest status by agent and service."""
+        newest: dict[tuple[str, str], ServiceStatus] = {}
+        for _, _, _, statuses in self.reports:
+            for status in statuses:
+                newest[status.agent_id, status.service_name] = status
+        return newest
+
+
+class FakeCoreClient:
+    """A client for a FakeCore."""
+
+    def __init__(self, core: FakeCore) -> None:
+        self._core = core
+        self._closed = asyncio.Event()
+
+    async def report_status(self, report: PollerStatusRequest, *, timeout_s: float) -> PollerStatusResponse:
+        """Send a report."""
+        return await self._core.answer(
+            "unary",
+            lambda: self._core.accept("unary", report.timestamp, report.services),
+            timeout_s,
+            self._closed,
+        )
+
+    async def stream_status(self, chunks: Sequence[PollerStatusChunk], *, timeout_s: float) -> PollerStatusResponse:
+        """Send a stream."""
+        statuses = tuple(status for chunk in chunks for status in chunk.services)
+        return await self._core.answer(
+            "stream",
+            lambda: self._core.accept("stream", chunks[0].timestamp, statuses),
+            timeout_s,
+            self._closed,
+        )
+
+    async def close(self) -> None:
+        """Close."""
+        self._closed.set()
+
+
+class FakeTransport:
+    """
+    Hands out clients for fakes by address.
+
+    Attributes:
+        agents: By address; one that is not there refuses.
+        unusable: Settings that can't be used, by address.
+        opened: Clients made, by address.
+    """
+
+    def __init__(self) -> None:
+        self.agents: dict[str, FakeAgent] = {}
+        self.the_core = FakeCore()
+        self.unusable: dict[str, CallError] = {}
+        self.opened: dict[str, int] = {}
+
+    def add_agent(self, name: str, address: str = "") -> FakeAgent:
+        """Make an agent reachable."""
+        agent = FakeAgent(name)
+        self.agents[address or f"{name}:50051"] = agent
+        return agent
+
+    def agent(self, address: str, security: SecurityConfig | None) -> FakeAgentClient:
+        """Return a client for the agent at *address*."""
+        self.opened[address] = self.opened.get(address, 0) + 1
+        if address in self.unusable:
+            raise self.unusable[address].with_traceback(None)
+        agent = self.agents.get(address)
+        if agent is None:
+            agent = FakeAgent("nobody")
+            agent.error = REFUSED
+        return FakeAgentClient(agent)
+
+    def core(self, address: str, security: SecurityConfig | None) -> FakeCoreClient:
+        """Return a client for the core."""
+        if address in self.unusable:
+            raise self.unusable[address].with_traceback(None)
+        return FakeCoreClient(self.the_core)
+
+
+class FakeResolver:
+    """Names that resolve to what ``names`` says, after ``latency_s``."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, tuple[str, ...]] = {}
+        self.latency_s = 0.0
+
+    async def resolve(self, host: str, *, timeout_s: float) -> tuple[str, ...]:
+        """Return the addresses of *host*."""
+        await asyncio.sleep(min(self.latency_s, timeout_s))
+        return self.names.get(host, ()) if self.latency_s <= timeout_s else ()
+
+
+def fake_env(transport: FakeTransport, events: list[Event], *, seed: int = 0) -> Env:
+    """Return an environment of fakes on the running loop's time; events are appended to *events*."""
+    return Env(
+        transport=transport,
+        resolver=FakeResolver(),
+        emit=events.append,
+        clock=LoopClock(),
+        rng=random.Random(seed),  # noqa: TID251 — the seed is the caller's
+    )
+
+
+async def _first(*waits: Awaitable[object]) -> None:
+    """Return when the first of *waits* is over."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]  # noqa: TID251 — ended below, in every path
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -1,0 +1,271 @@
+"""When outcomes leave for core."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from serviceradar_poller.logic.outcome import CheckSubject, Device, Outcome, Reporter, Verdict
+from serviceradar_poller.logic.reports import (
+    EARLY_SETTLE_S,
+    RESULTS_PENDING_MAX,
+    BatchBook,
+    CheckId,
+    Cut,
+    CycleBook,
+    ReportKind,
+)
+from serviceradar_poller.logic.schedule import Timetable
+from serviceradar_poller.wire.messages import ServiceStatus
+
+INTERVAL_S = 10.0
+DEADLINE_S = 5.0
+EARLY_S = 5.0
+STALE_S = 25.0
+DEVICE = Device(ip="10.0.0.1", host="h")
+
+
+def _subject(agent: str, name: str = "ping", *, is_results: bool = False) -> CheckSubject:
+    return CheckSubject(
+        agent=agent, key=name, service_name=name, service_type="icmp", details="", is_results=is_results
+    )
+
+
+def _outcome(agent: str, tick: int, *, available: bool = True, name: str = "ping", sequence: str = "") -> Outcome:
+    return Outcome(
+        subject=_subject(agent, name, is_results=bool(sequence)),
+        tick=tick,
+        verdict=Verdict.AVAILABLE if available else Verdict.FAILED,
+        status=ServiceStatus(service_name=name, agent_id=agent, available=available, response_time=tick),
+        sequence=sequence,
+    )
+
+
+def _book(*agents: str, now_s: float = 0.0) -> CycleBook:
+    book = CycleBook(
+        timetable=Timetable(epoch_s=0.0, interval_s=INTERVAL_S),
+        reporter=Reporter(poller_id="p", partition="default"),
+        deadline_s=DEADLINE_S,
+        early_interval_s=EARLY_S,
+        stale_after_s=STALE_S,
+    )
+    subjects: dict[CheckId, tuple[CheckSubject, Device]] = {
+        (agent, "ping"): (_subject(agent), DEVICE) for agent in agents
+    }
+    book.set_subjects(subjects, now_s)
+    return book
+
+
+def _told(cut: Cut | None) -> dict[str, bool]:
+    assert cut is not None
+    return {status.agent_id: status.available for status in cut.statuses}
+
+
+def test_a_cycle_leaves_when_all_have_finished() -> None:
+    """The report does not wait for its deadline when there is nothing to wait for."""
+    book = _book("a", "b")
+    book.record(_outcome("a", 0), 0.5)
+    assert book.cut(0.5) is None
+    book.record(_outcome("b", 0), 0.6)
+    cut = book.cut(0.6)
+    assert cut is not None
+    assert (cut.kind, cut.tick, cut.fresh) == (ReportKind.CYCLE, 0, 2)
+    assert book.cut(9.0) is None
+
+
+def test_a_late_agent_reports_with_the_next_cycle() -> None:
+    """At the deadline the report leaves with what there is; the straggler's outcome goes with the next one."""
+    book = _book("a", "late")
+    book.record(_outcome("a", 0), 1.0)
+    assert book.next_cut_s(1.0) == DEADLINE_S
+    assert _told(book.cut(DEADLINE_S)) == {"a": True}
+    book.record(_outcome("late", 0), 8.0)
+    book.record(_outcome("a", 1), 11.0)
+    cut = book.cut(15.0)
+    assert _told(cut) == {"a": True, "late": True}
+
+
+def test_a_check_without_a_new_outcome_repeats_its_newest() -> None:
+    """A report holds the newest outcome of every check that has one, and says how much of it is news."""
+    book = _book("a", "b")
+    book.record(_outcome("a", 0), 0.1)
+    book.record(_outcome("b", 0), 0.1)
+    assert book.cut(0.1) is not None
+    book.record(_outcome("a", 1), 10.1)
+    cut = book.cut(15.0)
+    assert _told(cut) == {"a": True, "b": True}
+    assert cut is not None
+    assert cut.fresh == 1
+
+
+def test_a_change_of_state_is_told_early_and_not_more_often_than_agreed() -> None:
+    """The first change waits only for its siblings; the next one for the early interval."""
+    book = _book("a", "b")
+    for agent in "ab":
+        book.record(_outcome(agent, 0), 0.1)
+    assert book.cut(0.1) is not None
+    book.record(_outcome("a", 0, available=False), 2.0)
+    assert book.cut(2.0) is None
+    assert book.next_cut_s(2.0) == 2.0 + EARLY_SETTLE_S
+    cut = book.cut(2.0 + EARLY_SETTLE_S)
+    assert cut is not None
+    assert cut.kind is ReportKind.EARLY
+    assert _told(cut) == {"a": False, "b": True}
+    book.record(_outcome("a", 0, available=True), 3.0)
+    assert book.cut(4.0) is None
+    assert _told(book.cut(2.0 + EARLY_SETTLE_S + EARLY_S)) == {"a": True, "b": True}
+
+
+def test_a_change_that_was_taken_back_is_not_told_early() -> None:
+    """What core knows is right again: there is nothing to hurry for."""
+    book = _book("a")
+    book.record(_outcome("a", 0), 0.1)
+    assert book.cut(0.1) is not None
+    book.record(_outcome("a", 0, available=False), 2.0)
+    book.record(_outcome("a", 0, available=True), 2.1)
+    assert book.cut(9.0) is None
+
+
+def test_silence_is_told_as_failure() -> None:
+    """A check whose actors give no outcome for too long is not shown as available for ever."""
+    book = _book("a", "b")
+    for agent in "ab":
+        book.record(_outcome(agent, 0), 0.1)
+    assert book.cut(0.1) is not None
+    for tick in (1, 2, 3):
+        book.record(_outcome("b", tick), tick * INTERVAL_S + 0.1)
+        cut = book.cut(tick * INTERVAL_S + DEADLINE_S)
+        assert _told(cut) == {"a": tick * INTERVAL_S + DEADLINE_S <= STALE_S, "b": True}
+    assert cut is not None
+    message = json.loads(next(s.message for s in cut.statuses if s.agent_id == "a"))
+    assert message["data"]["reason"] == "stale"
+    assert book.stale_total == 1
+    book.record(_outcome("a", 4), 40.1)
+    assert _told(book.cut(45.0)) == {"a": True, "b": True}
+
+
+def test_nothing_known_is_a_heartbeat() -> None:
+    """With no outcome at all at the deadline, core still hears that the poller lives."""
+    cut = _book("a").cut(DEADLINE_S)
+    assert cut is not None
+    assert (cut.kind, cut.statuses) == (ReportKind.HEARTBEAT, ())
+
+
+def test_a_result_set_is_told_once_with_its_position() -> None:
+    """A result set goes with the next report and never again; its position goes along."""
+    book = _book("a")
+    book.record(_outcome("a", 0, name="sweep", sequence="s1"), 0.1)
+    book.record(_outcome("a", 0), 0.1)
+    cut = book.cut(0.2)
+    assert cut is not None
+    assert [status.service_name for status in cut.statuses] == ["ping", "sweep"]
+    assert [(p.check, p.sequence) for p in cut.positions] == [(("a", "sweep"), "s1")]
+    book.record(_outcome("a", 1), 10.1)
+    cut = book.cut(10.2)
+    assert cut is not None
+    assert (len(cut.statuses), cut.positions) == (1, ())
+
+
+def test_too_many_result_sets_leave_at_once() -> None:
+    """Result sets don't pile up until the next tick."""
+    book = _book("a")
+    book.record(_outcome("a", 0), 0.1)
+    assert book.cut(0.1) is not None
+    for n in range(RESULTS_PENDING_MAX):
+        book.record(_outcome("a", 0, name=f"r{n}", sequence="1"), 1.0)
+    cut = book.cut(1.0)
+    assert cut is not None
+    assert len(cut.statuses) == RESULTS_PENDING_MAX + 1
+
+
+def test_an_outcome_of_a_removed_check_is_ignored() -> None:
+    """A check that is no longer configured does not come back with a late outcome."""
+    book = _book("a", "b")
+    book.set_subjects({("a", "ping"): (_subject("a"), DEVICE)}, 0.0)
+    book.record(_outcome("b", 0), 0.1)
+    book.record(_outcome("a", 0), 0.1)
+    assert _told(book.cut(0.2)) == {"a": True}
+
+
+def test_final_holds_what_core_has_not_seen() -> None:
+    """At the end nothing new is left behind, and nothing old is sent again."""
+    book = _book("a")
+    assert book.final(0.0) is None
+    book.record(_outcome("a", 0), 0.1)
+    assert _told(book.final(0.2)) == {"a": True}
+    assert book.final(0.3) is None
+
+
+def test_a_batch_leaves_full_or_when_its_time_has_come() -> None:
+    """100 statuses or 5 seconds, whichever is first; a long silence brings a sign of life."""
+    book = BatchBook(batch_size=3, batch_interval_s=5.0, heartbeat_interval_s=30.0, now_s=0.0)
+    for n in range(4):
+        book.record(_outcome("a", 0, name=f"c{n}"), 1.0)
+    cut = book.cut(1.0)
+    assert cut is not None
+    assert (cut.kind, len(cut.statuses)) == (ReportKind.BATCH, 3)
+    assert book.cut(1.0) is None
+    assert book.next_cut_s(1.0) == 6.0
+    cut = book.cut(6.0)
+    assert cut is not None
+    assert len(cut.statuses) == 1
+    assert book.cut(35.9) is None
+    cut = book.cut(36.0)
+    assert cut is not None
+    assert cut.kind is ReportKind.HEARTBEAT
+
+
+class CycleMachine(RuleBasedStateMachine):
+    """Any order of outcomes, time and cuts: what core was told last is what is known, one cycle report a tick."""
+
+    agents = ("a", "b", "c")
+
+    @initialize()
+    def start(self) -> None:
+        self.now_s = 0.0
+        self.book: Any = _book(*self.agents)
+        self.known: dict[str, bool] = {}
+        self.cycles: list[int] = []
+        self.early_s: list[float] = []
+
+    @rule(agent=st.sampled_from(agents), available=st.booleans(), lag=st.integers(0, 1))
+    def outcome(self, agent: str, available: bool, lag: int) -> None:
+        tick = max(int(self.now_s // INTERVAL_S) - lag, 0)
+        self.book.record(_outcome(agent, tick, available=available), self.now_s)
+        self.known[agent] = available
+
+    @rule(step_s=st.sampled_from([0.01, 0.3, 2.0, 7.0]))
+    def time(self, step_s: float) -> None:
+        self.now_s += step_s
+        while (cut := self.book.cut(self.now_s)) is not None:
+            told = _told(cut)
+            if cut.kind is ReportKind.CYCLE or cut.kind is ReportKind.HEARTBEAT:
+                self.cycles.append(cut.tick)
+            else:
+                self.early_s.append(self.now_s)
+            for agent, available in told.items():
+                # Only long silence may turn what is known.
+                assert available == self.known.get(agent) or not available
+
+    @invariant()
+    def one_report_a_tick(self) -> None:
+        if hasattr(self, "cycles"):
+            assert self.cycles == sorted(set(self.cycles))
+
+    @invariant()
+    def early_reports_keep_their_distance(self) -> None:
+        if hasattr(self, "early_s"):
+            assert all(b - a >= EARLY_S - 1e-9 for a, b in zip(self.early_s, self.early_s[1:], strict=False))
+
+    @invariant()
+    def the_next_look_is_never_in_the_past_for_long(self) -> None:
+        if hasattr(self, "book") and self.book.cut(self.now_s) is None:
+            assert self.book.next_cut_s(self.now_s) > self.now_s
+
+
+TestCycleMachine = CycleMachine.TestCase
+TestCycleMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
