@@ -158,13 +158,12 @@ class PeerChannel:
         open_stream: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = line.channel.stream_unary(method)
         call = open_stream(timeout=min(timeout_s, TIMEOUT_S_MAX))
         try:
-            try:
-                for payload in payloads:
-                    await call.write(payload)
-                    sent_count += 1
+            for payload in payloads:
+                if not await _send(call, payload):
+                    break  # the peer has ended the call: its status is what awaiting the call gives
+                sent_count += 1
+            else:
                 await call.done_writing()
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                pass  # the peer has ended the call: its status is what the next line raises
             answer: bytes = await call
         except grpc.aio.AioRpcError as error:
             raise self._failed(line, error, began_at, timeout_s) from error
@@ -258,6 +257,27 @@ class PeerChannel:
         else:
             line.heard_at = asyncio.get_running_loop().time()
         return failure
+
+
+async def _send(call: grpc.aio.StreamUnaryCall[bytes, bytes], payload: bytes) -> bool:
+    """
+    Send one message of a stream; return False when the peer has ended the call.
+
+    The public write() answers a send that failed by setting the call's status to INTERNAL. Where the peer's own
+    status is not read yet, that hides why it refused. So the message goes to the call below it.
+    """
+    if call.done():
+        return False
+    inner = getattr(call, "_cython_call", None)
+    try:
+        if inner is None:
+            await call.write(payload)
+            return True
+        await call.wait_for_connection()
+        await inner.send_serialized_message(payload)
+    except (grpc.aio.AioRpcError, grpc.aio.InternalError, asyncio.InvalidStateError):
+        return False
+    return True
 
 
 def _cancels() -> int:

@@ -177,7 +177,7 @@ async def _connect_one(walk: _Walk, ip: str, port: int, limit: float) -> tuple[s
     except OSError as error:
         return None, f"{where}: {error.strerror}"
     try:
-        sock.setblocking(False)
+        sock.settimeout(0.0)  # not blocking
         async with asyncio.timeout_at(limit):
             await asyncio.get_running_loop().sock_connect(sock, (ip, port))
     except TimeoutError as error:
@@ -230,8 +230,8 @@ async def _tls_and_http2(walk: _Walk, sock: socket.socket, context: ssl.SSLConte
             return False
         except TimeoutError:
             detail, fine = "no HTTP/2 settings in time", False
-        except OSError as error:
-            detail, fine = f"connection lost: {error.strerror or error}", False
+        except (OSError, EOFError) as error:
+            detail, fine = f"connection lost: {getattr(error, 'strerror', None) or error}", False
         walk.add("http2", StepState.OK if fine else StepState.FAILED, began_http2_at, detail)
         return fine
     finally:
