@@ -191,9 +191,7 @@ def due(schedule: Schedule, now: float) -> tuple[Schedule, tuple[Due, ...]]:
     return _schedule(schedule.timetable, checks, now), tuple(taken)
 
 
-def finished(
-    schedule: Schedule, key: str, now: float, *, ok: bool, retry_delay_s: float | None = None
-) -> Schedule:
+def finished(schedule: Schedule, key: str, now: float, *, ok: bool, retry_delay_s: float | None = None) -> Schedule:
     """
     Mark the run of *key* as over, and place the next one.
 
