@@ -105,7 +105,7 @@ def default_spread_ns(plain_checks: int, interval_ns: int, deadline_ns: int) -> 
 
     Grows with the number of checks, stays within half an interval, and ends early enough for the report.
     """
-    ceiling_ns = min(SPREAD_NS_MAX, interval_ns // 2)
+    ceiling_ns = min(SPREAD_NS_MAX, interval_ns // 2, deadline_ns)
     if deadline_ns > SPREAD_BEFORE_DEADLINE_NS:
         ceiling_ns = min(ceiling_ns, deadline_ns - SPREAD_BEFORE_DEADLINE_NS)
     wanted_ns = plain_checks * NS_PER_S // SPREAD_CHECKS_PER_S
