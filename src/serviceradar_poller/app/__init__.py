@@ -1,1 +1,1 @@
-"""The composition root: configuration and environment become one running program. The only place that knows every part."""
+"""The composition root: configuration and environment become one program; the only place that knows every part."""

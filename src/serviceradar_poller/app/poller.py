@@ -106,9 +106,7 @@ def new_poller(config: PollerConfig, env: Env, *, source_ip: str) -> Poller:
     reporting = ReportingState(
         inbox=OutcomeInbox(limit=max(INBOX_MIN, INBOX_CYCLES * sum(len(agent.checks) for agent in config.agents))),
         book=_book(config, timetable, reporter, now_s),
-        outbox=Outbox(
-            bytes_max=config.reporting.queue_bytes_max, reports_max=config.reporting.queue_reports_max
-        ),
+        outbox=Outbox(bytes_max=config.reporting.queue_bytes_max, reports_max=config.reporting.queue_reports_max),
     )
     gate = ConnectGate(connects_per_s=config.scheduling.connects_per_s, clock=env.clock)
     fleet = FleetSettings(
@@ -127,11 +125,7 @@ def new_poller(config: PollerConfig, env: Env, *, source_ip: str) -> Poller:
         for agent in config.agents
     }
     reporting.book.set_subjects(
-        {
-            (slot.name, key): (subject, slot.device)
-            for slot in slots.values()
-            for key, subject in slot.subjects.items()
-        },
+        {(slot.name, key): (subject, slot.device) for slot in slots.values() for key, subject in slot.subjects.items()},
         now_s,
     )
     return Poller(
@@ -247,9 +241,7 @@ def _reporting(poller: Poller) -> ChildSpec:
     )
     reporter = actor(
         "core-reporter",
-        lambda: CoreReporter(
-            settings=settings, state=poller.reporting, timetable=poller.timetable, env=poller.env
-        ),
+        lambda: CoreReporter(settings=settings, state=poller.reporting, timetable=poller.timetable, env=poller.env),
         shutdown_s=shutdown_s,
     )
     return supervisor("reporting", [reporter], strategy=Strategy.ONE_FOR_ONE, intensity=10, period_s=60.0)

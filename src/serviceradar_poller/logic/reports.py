@@ -73,7 +73,14 @@ class Cut:
 
 
 class ReportBook(Protocol):
-    """What the reporter asks of either kind of book."""
+    """
+    What the reporter asks of either kind of book.
+
+    Attributes:
+        stale_total: Checks told as failed because they gave no outcome for too long, since the start.
+    """
+
+    stale_total: int
 
     def record(self, outcome: Outcome, now_s: float) -> None:
         """Take an outcome in."""
@@ -303,6 +310,7 @@ class BatchBook:
         self._batch_size = batch_size
         self._batch_interval_s = batch_interval_s
         self._heartbeat_interval_s = heartbeat_interval_s
+        self.stale_total = 0  # a batch expects no check, so it misses none
         self._pending = _Results()
         self._since_s = now_s  # when the batch under way began
         self._cut_s = now_s

@@ -1,0 +1,279 @@
+"""The ``poll-once`` command: every check asked now, and each failure explained by the layer where it happened."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TextIO
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from serviceradar_poller.agents.coordinator import check_subjects
+from serviceradar_poller.config.loading import load
+from serviceradar_poller.config.model import AgentConfig, CheckConfig, PollerConfig
+from serviceradar_poller.env import AgentClient, SystemClock
+from serviceradar_poller.errors import CallError, ConfigError, ConfigProblem, GrpcCode, Layer
+from serviceradar_poller.observe.text import clean
+from serviceradar_poller.transport.grpcio_client import GrpcioTransport
+from serviceradar_poller.transport.probe import ProbeStep, StepState, probe
+from serviceradar_poller.transport.resolver import SystemResolver
+from serviceradar_poller.wire.messages import ResultsRequest, StatusRequest
+
+EXIT_NOT_AVAILABLE = 4
+#: Agents asked at once.
+AGENTS_AT_ONCE = 64
+#: A message is shown up to this many characters in the table.
+MESSAGE_SHOWN_MAX = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What one check came to; ``layer``, ``reason`` and ``error`` are empty where there was an answer."""
+
+    agent: str
+    check: str
+    service_name: str
+    service_type: str
+    kind: str
+    available: bool
+    latency_s: float
+    message: str = ""
+    layer: str = ""
+    reason: str = ""
+    error: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class AgentAnswers:
+    """All checks of one agent; ``steps`` explains the way to it where a check got no answer."""
+
+    agent: str
+    address: str
+    answers: list[Answer] = field(default_factory=list)
+    steps: list[ProbeStep] = field(default_factory=list)
+
+
+def poll_once(
+    path: str,
+    environ: Mapping[str, str],
+    *,
+    agents: Sequence[str],
+    checks: Sequence[str],
+    as_json: bool,
+    out: TextIO,
+) -> int:
+    """
+    Poll the configuration's checks now and print what came of it.
+
+    Args:
+        agents, checks: Names to keep to; empty: all.
+    Returns:
+        0 when every check is available, else 4.
+    Raises:
+        ConfigError: The configuration can't be used, or nothing in it has such a name.
+    """
+    loaded = load(path, environ)
+    chosen = _choose(loaded.config, agents, checks, source=loaded.sources[-1])
+    found = asyncio.run(_poll(loaded.config, chosen))
+    if as_json:
+        out.write(msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n")
+    else:
+        _print(found, out)
+    return 0 if all(answer.available for one in found for answer in one.answers) else EXIT_NOT_AVAILABLE
+
+
+def _choose(
+    config: PollerConfig, agents: Sequence[str], checks: Sequence[str], *, source: str
+) -> list[tuple[AgentConfig, dict[str, CheckConfig]]]:
+    names = {agent.name for agent in config.agents}
+    services = {check.service_name for agent in config.agents for check in agent.checks}
+    problems = [
+        ConfigProblem(source=source, path=place, found=repr(name), accepted=f"one of {', '.join(sorted(known)[:20])}")
+        for place, wanted, known in (("--agent", agents, names), ("--check", checks, services))
+        for name in wanted
+        if name not in known
+    ]
+    if problems:
+        raise ConfigError(tuple(problems))
+    chosen: list[tuple[AgentConfig, dict[str, CheckConfig]]] = []
+    for agent in config.agents:
+        if agents and agent.name not in agents:
+            continue
+        kept = {
+            key: check
+            for key, (_, check) in check_subjects(agent).items()
+            if not checks or check.service_name in checks
+        }
+        if kept or (agent.problems and not checks):
+            chosen.append((agent, kept))
+    return chosen
+
+
+async def _poll(
+    config: PollerConfig, chosen: Sequence[tuple[AgentConfig, dict[str, CheckConfig]]]
+) -> list[AgentAnswers]:
+    clock = SystemClock()
+    transport = GrpcioTransport(clock=clock)
+    resolver = SystemResolver()
+    places = asyncio.Semaphore(AGENTS_AT_ONCE)
+
+    async def one(agent: AgentConfig, checks: dict[str, CheckConfig]) -> AgentAnswers:
+        async with places:
+            found = await _poll_agent(config, agent, checks, transport)
+            if agent.problems or any(answer.layer for answer in found.answers):
+                found.steps = _config_steps(agent) or await probe(
+                    agent.address,
+                    agent.security,
+                    timeout_s=config.scheduling.check_timeout_s,
+                    resolver=resolver,
+                    transport=transport,
+                    clock=clock,
+                )
+            return found
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one(agent, checks)) for agent, checks in chosen]
+    return [task.result() for task in tasks]
+
+
+def _config_steps(agent: AgentConfig) -> list[ProbeStep]:
+    return [
+        ProbeStep(name="configuration", state=StepState.FAILED, duration_s=0.0, detail=str(problem))
+        for problem in agent.problems
+    ]
+
+
+async def _poll_agent(
+    config: PollerConfig, agent: AgentConfig, checks: Mapping[str, CheckConfig], transport: GrpcioTransport
+) -> AgentAnswers:
+    found = AgentAnswers(agent=agent.name, address=agent.address)
+    try:
+        if agent.problems:
+            raise CallError(
+                layer=Layer.CONFIG,
+                code=GrpcCode.FAILED_PRECONDITION,
+                reason="misconfigured",
+                detail="; ".join(str(problem) for problem in agent.problems),
+            )
+        client: AgentClient = transport.agent(agent.address, agent.security)
+    except CallError as error:
+        found.answers = [_failure(agent, key, check, error, 0.0) for key, check in checks.items()]
+        return found
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_ask(config, agent, key, check, client)) for key, check in checks.items()]
+        found.answers = [task.result() for task in tasks]
+    finally:
+        await client.close()
+    return found
+
+
+async def _ask(config: PollerConfig, agent: AgentConfig, key: str, check: CheckConfig, client: AgentClient) -> Answer:
+    loop = asyncio.get_running_loop()
+    begin_s = loop.time()
+    timeout_s = config.scheduling.check_timeout_s
+    try:
+        if check.is_results:
+            available, message = await _results(config, agent, check, client, timeout_s)
+        else:
+            status = await client.get_status(
+                StatusRequest(
+                    service_name=check.service_name,
+                    service_type=check.service_type,
+                    agent_id=agent.name,
+                    poller_id=config.poller_id,
+                    details=check.details,
+                    port=check.port if check.service_type == "port" else 0,
+                ),
+                timeout_s=timeout_s,
+            )
+            available, message = status.available, status.message
+    except CallError as error:
+        return _failure(agent, key, check, error, loop.time() - begin_s)
+    return Answer(
+        agent=agent.name,
+        check=key,
+        service_name=check.service_name,
+        service_type=check.service_type,
+        kind="results" if check.is_results else "status",
+        available=available,
+        latency_s=round(loop.time() - begin_s, 6),
+        message=message.decode("utf-8", "replace"),
+    )
+
+
+async def _results(
+    config: PollerConfig, agent: AgentConfig, check: CheckConfig, client: AgentClient, timeout_s: float
+) -> tuple[bool, bytes]:
+    if check.is_streamed:
+        raise CallError(
+            layer=Layer.APPLICATION,
+            code=GrpcCode.UNIMPLEMENTED,
+            reason="unsupported",
+            detail="results that come as a stream are not pulled by this version",
+        )
+    results = await client.get_results(
+        ResultsRequest(
+            service_name=check.service_name,
+            service_type=check.service_type,
+            agent_id=agent.name,
+            poller_id=config.poller_id,
+            details=check.details,
+        ),
+        timeout_s=timeout_s,
+    )
+    return results.available, results.data
+
+
+def _failure(agent: AgentConfig, key: str, check: CheckConfig, error: CallError, latency_s: float) -> Answer:
+    return Answer(
+        agent=agent.name,
+        check=key,
+        service_name=check.service_name,
+        service_type=check.service_type,
+        kind="results" if check.is_results else "status",
+        available=False,
+        latency_s=round(latency_s, 6),
+        layer=error.layer,
+        reason=error.reason,
+        error=error.detail,
+    )
+
+
+def _print(found: Sequence[AgentAnswers], out: TextIO) -> None:
+    width = os.get_terminal_size(out.fileno()).columns if out.isatty() else 160
+    console = Console(file=out, width=width, highlight=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("agent", "check", "result"):
+        table.add_column(title, overflow="fold")
+    table.add_column("ms", justify="right")
+    table.add_column("message", overflow="fold", ratio=1)
+    for one in found:
+        for answer in one.answers:
+            if answer.layer:
+                result, text = Text(f"failed ({answer.layer})", style="red"), f"{answer.reason}: {answer.error}"
+            elif answer.available:
+                result, text = Text("available", style="green"), answer.message
+            else:
+                result, text = Text("unavailable", style="yellow"), answer.message
+            table.add_row(
+                answer.agent,
+                answer.check,
+                result,
+                f"{answer.latency_s * 1000:.1f}",
+                Text(clean(text)[:MESSAGE_SHOWN_MAX]),
+            )
+    console.print(table)
+    for one in found:
+        if not one.steps:
+            continue
+        console.print()
+        console.print(Text(f"why {one.agent} ({one.address}) does not answer, layer by layer", style="bold"))
+        for step in one.steps:
+            style = {StepState.OK: "green", StepState.FAILED: "red", StepState.SKIPPED: "dim"}[step.state]
+            console.print(Text(f"  {step.name:<14}"), Text(f"{step.state:<8}", style=style), Text(step.detail), sep="")

@@ -1,0 +1,215 @@
+"""
+The poller as a program: configuration, environment and observation put together, run until a signal or the end.
+
+    signal ─► stop the schedule ─► cut what is under way ─► flush to core ─► exit 0
+    second signal ─► everything left is killed at once
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from typing import IO, Any
+
+from serviceradar_poller import __version__
+from serviceradar_poller.app.poller import Poller, new_poller, resolve_source_ip, start_poller
+from serviceradar_poller.app.service import GrpcService
+from serviceradar_poller.config.loading import LoadedConfig
+from serviceradar_poller.config.model import PollerConfig
+from serviceradar_poller.env import Env, SystemClock
+from serviceradar_poller.events.polling import ConfigWarning, PollerStopped, PollerStopping
+from serviceradar_poller.observe.http import HttpServer
+from serviceradar_poller.observe.lag import LoopLagMonitor
+from serviceradar_poller.observe.metrics import MetricsSink
+from serviceradar_poller.observe.observation import Observation
+from serviceradar_poller.otp import ChildSpec, LoopWatchdog, Strategy, actor, supervisor
+from serviceradar_poller.transport.certificates import inspect
+from serviceradar_poller.transport.grpcio_client import GrpcioTransport
+from serviceradar_poller.transport.interfaces import interface_address
+from serviceradar_poller.transport.resolver import SystemResolver
+
+EXIT_OK = 0
+#: The supervision tree gave up: a bug that restarts did not mend.
+EXIT_GAVE_UP = 3
+#: A second signal cut the stop short.
+EXIT_CUT = 130
+
+#: A loop that does not turn for so long is told, with what it was doing.
+WATCHDOG_THRESHOLD_S = 0.5
+#: Between collections of the youngest objects. A cycle makes tens of thousands of short-lived ones and hardly any
+#: garbage in cycles; the default of 700 spends several percent of a large site's CPU on looking.
+GC_THRESHOLDS = (20_000, 20, 50)
+
+
+def _services(poller: Poller, observation: Observation) -> Sequence[ChildSpec]:
+    """Return what stands beside the poller's own parts: its gRPC server, and what lets it be watched from outside."""
+    config = poller.config
+    _pull(poller, observation.metrics)
+    return [
+        supervisor(
+            "service",
+            [
+                actor(
+                    "grpc-server",
+                    lambda: GrpcService(
+                        config.listen_addr,
+                        service_name=config.service_name,
+                        security=config.security,
+                        env=poller.env,
+                    ),
+                    shutdown_s=2.0,
+                )
+            ],
+            strategy=Strategy.ONE_FOR_ONE,
+            intensity=10,
+            period_s=60.0,
+        ),
+        supervisor(
+            "observe",
+            [
+                actor("loop-lag", lambda: LoopLagMonitor(observation.observe_lag)),
+                actor(
+                    "http",
+                    lambda: HttpServer(
+                        config.http.listen_addr,
+                        sources=observation.sources(lambda: poller.tree),
+                        emit=observation.emit,
+                        control=config.http.control,
+                    ),
+                    shutdown_s=3.0,
+                ),
+            ],
+            strategy=Strategy.ONE_FOR_ONE,
+            intensity=10,
+            period_s=60.0,
+        ),
+    ]
+
+
+def _pull(poller: Poller, metrics: MetricsSink) -> None:
+    """Add figures that are read when they are asked for."""
+    reporting = poller.reporting
+    metrics.pull_gauge("outcomes_waiting", "Outcomes not yet in a report.", lambda: len(reporting.inbox))
+    metrics.pull_counter(
+        "outcomes_dropped",
+        "Outcomes that had to go because the reporter did not keep up.",
+        lambda: reporting.inbox.dropped_total,
+    )
+    metrics.pull_counter(
+        "checks_silent",
+        "Checks told to core as failed because they gave no outcome for too long.",
+        lambda: reporting.book.stale_total,
+    )
+    metrics.pull_counter(
+        "connects_delayed",
+        "Connection attempts that waited for the limit of new connections per second.",
+        lambda: poller.gate.waits_total,
+    )
+    metrics.pull_gauge(
+        "tree_children",
+        "Live children of the supervision tree.",
+        lambda: poller.tree.process_count() if poller.tree is not None else 0,
+    )
+
+
+def run(loaded: LoadedConfig, environ: Mapping[str, str]) -> int:
+    """Run the poller until it is told to stop; return the exit code."""
+    stream = sys.stderr if loaded.config.logging.output == "stderr" else sys.stdout
+    with asyncio.Runner() as runner:
+        return runner.run(_main(loaded, environ, stream))
+
+
+async def _main(loaded: LoadedConfig, environ: Mapping[str, str], stream: IO[Any]) -> int:
+    loop = asyncio.get_running_loop()
+    config = loaded.config
+    clock = SystemClock()
+    observation = Observation(
+        stream,
+        logging=config.logging,
+        clock=clock,
+        version=__version__,
+        poller_id=config.poller_id,
+        human=stream.isatty(),
+    )
+    observation.expect_agents(config.agents)
+    watchdog = LoopWatchdog(emit=observation.emit, threshold_s=WATCHDOG_THRESHOLD_S)
+    env = Env(
+        transport=GrpcioTransport(clock=clock),
+        resolver=SystemResolver(),
+        emit=observation.emit,
+        clock=clock,
+        environ=environ,
+        interface_address=interface_address,
+    )
+    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    observation.bind(loop)
+    watchdog.start(loop)
+    try:
+        for warning in (*loaded.warnings, *certificate_warnings(config, now=clock.wall(), source=loaded.sources[-1])):
+            env.emit(warning)
+        poller = new_poller(config, env, source_ip=await resolve_source_ip(config, env))
+        tree = await start_poller(poller, services=lambda made: _services(made, observation))
+        _tune_gc()
+        async with asyncio.TaskGroup() as group:
+            ended = group.create_task(tree.wait(), name="tree")
+            told = group.create_task(signals.get(), name="signal")
+            await asyncio.wait({ended, told}, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                told.cancel()
+                env.emit(PollerStopping(cause=f"the tree gave up: {ended.result()}"))
+                return EXIT_GAVE_UP
+            begin_s = loop.time()
+            env.emit(PollerStopping(cause=told.result().name))
+            cut = group.create_task(_cut_on_signal(signals, tree.stop_now), name="second-signal")
+            await tree.stop()
+            cut.cancel()
+        env.emit(PollerStopped(reports_unsent=len(poller.reporting.outbox), duration_s=loop.time() - begin_s))
+        return EXIT_CUT if cut.done() and not cut.cancelled() else EXIT_OK
+    finally:
+        watchdog.stop()
+        observation.close()
+
+
+async def _cut_on_signal(signals: asyncio.Queue[signal.Signals], stop_now: Any) -> None:
+    await signals.get()
+    stop_now()
+
+
+def certificate_warnings(config: PollerConfig, *, now: float, source: str) -> list[ConfigWarning]:
+    """Return what there is to say about every certificate in use, problems included, each file once."""
+    blocks = {"security": config.security} | {
+        f"agents.{agent.name}.security": agent.security for agent in config.agents if not agent.problems
+    }
+    seen: set[object] = set()
+    warnings: list[ConfigWarning] = []
+    for path, block in blocks.items():
+        if block is None or block.tls in seen:
+            continue
+        seen.add(block.tls)
+        found = inspect(block, now=now, path=path, source=source)
+        warnings += found.warnings
+        warnings += [
+            ConfigWarning(
+                source=problem.source, path=problem.path, text=f"{problem.found}; accepted: {problem.accepted}"
+            )
+            for problem in found.problems
+        ]
+    return warnings
+
+
+def _tune_gc() -> None:
+    """Take what start-up built, which stays for years, out of every later collection."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
+def environment() -> Mapping[str, str]:
+    """Return the process's environment variables."""
+    return dict(os.environ)
