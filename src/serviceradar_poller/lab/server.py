@@ -22,8 +22,10 @@ from serviceradar_poller.lab.tls import TlsEngine
 
 #: Connections that one agent holds at a time; more are closed at once and counted.
 CONNECTIONS_MAX = 64
-#: Waiting for accept, per listener.
-BACKLOG = 128
+#: Waiting for accept, per listener; beyond it the kernel drops SYNs and a client loses a second.
+BACKLOG = 1024
+#: Connections accepted before others get their turn.
+ACCEPTS_PER_TURN = 64
 #: After the process ran out of descriptors, a listener tries again this much later.
 ACCEPT_PAUSE_S = 0.5
 _READ_BYTES = 64 * 1024
@@ -155,7 +157,7 @@ class AgentServer:
                 connection.close()
 
     def _accept(self) -> None:
-        for _ in range(BACKLOG):
+        for _ in range(ACCEPTS_PER_TURN):
             try:
                 accepted, _address = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
