@@ -206,7 +206,7 @@ class _Decoder:
             if name in fields:
                 given[name] = item
             elif schema.own:
-                close = difflib.get_close_matches(name, fields, n=1)
+                close = difflib.get_close_matches(name[:FOUND_CHARS_MAX], fields, n=1)
                 hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(fields)}"
                 self._findings.warn((*path, shorten(name, FOUND_CHARS_MAX)), f"unknown key, ignored: {hint}")
         values: dict[str, _Decoded] = {}

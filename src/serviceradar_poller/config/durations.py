@@ -2,7 +2,8 @@
 Durations as Go's ``time.ParseDuration`` reads them, in integer nanoseconds.
 
 The grammar is a sign, then one or more of a decimal and a unit (``1h30m``, ``.5s``); the lone text ``0`` needs none.
-Everything is followed to the letter, overflow and error texts too, since one file serves both pollers.
+Everything is followed to the letter, overflow and error texts too, since one file serves both pollers; only
+the length of a text is limited here and not there.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ _UNITS_NS = {
     "m": NS_PER_MINUTE,
     "h": NS_PER_HOUR,
 }
+#: Longer texts are refused, whatever they add up to: reading one takes quadratic time.
+DURATION_CHARS_MAX = 1000
 _DIGITS = frozenset("0123456789")
 _NUMBER = _DIGITS | {"."}
 
@@ -46,6 +49,8 @@ def parse_duration(text: str) -> int:
         DurationError: With the text of Go's error.
     Source: Go ``time.ParseDuration``, including its rounding of fractions towards zero.
     """
+    if len(text) > DURATION_CHARS_MAX:
+        raise _invalid(f"{text[:DURATION_CHARS_MAX]}...")
     rest, negative = text, False
     if rest[:1] in ("-", "+"):
         negative, rest = rest[0] == "-", rest[1:]
