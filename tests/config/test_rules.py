@@ -2,57 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-import json
-from typing import Any
-
 import pytest
 
-from serviceradar_poller.config import ParsedConfig, parse
-from serviceradar_poller.config.model import CheckConfig, LoggingConfig, ReportMode, SecurityMode, TlsConfig
-from serviceradar_poller.errors import ConfigError, ConfigProblem
-
-MINIMAL: dict[str, Any] = {
-    "core_address": "core:50052",
-    "poller_id": "p1",
-    "poll_interval": "30s",
-    "agents": {"edge": {"address": "edge:50051"}},
-}
-
-
-def build(**changes: object) -> ParsedConfig:
-    return parse(json.dumps({**copy.deepcopy(MINIMAL), **changes}), "poller.json")
-
-
-def build_agent(**members: object) -> ParsedConfig:
-    return build(agents={"edge": {"address": "edge:50051", **members}, "other": {"address": "other:50051"}})
-
-
-def problems(**changes: object) -> tuple[ConfigProblem, ...]:
-    with pytest.raises(ConfigError) as caught:
-        build(**changes)
-    return caught.value.problems
-
-
-def only_problem(**changes: object) -> ConfigProblem:
-    found = problems(**changes)
-    assert len(found) == 1, found
-    return found[0]
-
-
-def agent_problem(parsed: ParsedConfig) -> ConfigProblem:
-    edge, other = parsed.config.agents
-    assert len(edge.problems) == 1, edge.problems
-    assert other.problems == ()
-    return edge.problems[0]
-
-
-def warnings(parsed: ParsedConfig) -> list[tuple[str, str]]:
-    return [(warning.path, warning.text) for warning in parsed.warnings]
-
-
-def warned_at(parsed: ParsedConfig) -> list[str]:
-    return [warning.path for warning in parsed.warnings]
+from serviceradar_poller.config import parse
+from serviceradar_poller.config.model import CheckConfig, LoggingConfig
+from serviceradar_poller.testing.configs import (
+    agent_problem,
+    build,
+    build_agent,
+    only_problem,
+    problems,
+    warned_at,
+    warnings,
+)
 
 
 def test_minimal_document_gets_every_default() -> None:
@@ -201,15 +163,6 @@ def test_problem_inside_an_agent_stays_there(members: dict[str, object], path: s
     assert problem.path == path
 
 
-@pytest.mark.parametrize("block", [1, {"mode": "tls"}, {"mode": 1}, {"mode": "spiffe"}, {"mode": "mtls"}])
-def test_broken_security_never_becomes_plain_text(block: object) -> None:
-    """Whoever overlooks an agent's problems still can't reach it without a secured connection."""
-    edge = build_agent(security=block).config.agents[0]
-    assert edge.problems
-    assert edge.security is not None
-    assert edge.security.mode is not SecurityMode.NONE
-
-
 def test_good_checks_of_a_broken_agent_are_listed() -> None:
     """An agent with a bad check keeps its others, so that each has an outcome."""
     edge = build_agent(
@@ -239,62 +192,6 @@ def test_odd_agent_names_are_quoted() -> None:
     """A name with a point is one step of the path."""
     agent = build(agents={"a.b": {}}).config.agents[0]
     assert agent.problems[0].path == 'agents["a.b"].address'
-
-
-def test_unknown_mode_has_the_known_text() -> None:
-    """An unknown mode is told in the words that other programs know."""
-    assert only_problem(security={"mode": "tls"}).text == "unknown security mode: tls"
-
-
-def test_spiffe_is_clearly_not_available() -> None:
-    """SPIFFE for core keeps the poller from starting and says what works."""
-    problem = only_problem(security={"mode": "SPIFFE", "trust_domain": "td"})
-    assert problem.text == "spiffe is not available in this version"
-    assert problem.accepted == "none, mtls"
-
-
-def test_security_block_is_normalised() -> None:
-    """File names are joined to cert_dir, for core and for agents; role and client_ca_file have their defaults."""
-    block = {
-        "mode": "MTLS",
-        "cert_dir": "/certs",
-        "tls": {"cert_file": "p.pem", "key_file": "/keys/p.pem", "ca_file": "root.pem"},
-    }
-    config = build(security=block, agents={"edge": {"address": "a:1", "security": block}}).config
-    assert config.security is not None
-    assert config.security.mode is SecurityMode.MTLS
-    assert config.security.role == "poller"
-    assert config.security.tls == TlsConfig(
-        cert_file="/certs/p.pem",
-        key_file="/keys/p.pem",
-        ca_file="/certs/root.pem",
-        client_ca_file="/certs/root.pem",
-    )
-    assert config.agents[0].security == config.security
-
-
-def test_spiffe_id_gets_its_trust_domain() -> None:
-    """An id without a scheme belongs to the trust domain; a whole one stays."""
-    for given, expected in (("core", "spiffe://td/core"), ("/core", "spiffe://td/core"), ("x://y", "x://y")):
-        block = {"mode": "none", "trust_domain": "td", "server_spiffe_id": given}
-        security = build(security=block).config.security
-        assert security is not None
-        assert security.server_spiffe_id == expected
-
-
-def test_mtls_needs_its_files() -> None:
-    """Each missing file of mtls is a problem."""
-    found = problems(security={"mode": "mtls", "tls": {"ca_file": "x"}})
-    assert [problem.path for problem in found] == ["security.tls.cert_file", "security.tls.key_file"]
-
-
-def test_absent_mode_means_none_with_a_warning() -> None:
-    """A block without a mode is plain text, and that is told."""
-    for block in ({}, {"mode": ""}, {"mode": None}):
-        parsed = build(security=block)
-        assert parsed.config.security is not None
-        assert parsed.config.security.mode is SecurityMode.NONE
-        assert warned_at(parsed) == ["security.mode"]
 
 
 def test_secrets_are_hidden() -> None:
@@ -390,106 +287,6 @@ def test_unknown_output_is_stdout_with_a_warning() -> None:
     parsed = build(logging={"output": "file"})
     assert parsed.config.logging.output == "stdout"
     assert warned_at(parsed) == ["logging.output"]
-
-
-def test_sections_are_read() -> None:
-    """Every key of our own sections reaches the model."""
-    config = build(
-        scheduling={"spread_window": "0s", "check_timeout": "7s", "connects_per_s": 3},
-        reporting={
-            "mode": "Batch",
-            "deadline": "3s",
-            "early_interval": "4s",
-            "batch_size": 5,
-            "batch_interval": "6s",
-            "call_timeout": "8s",
-            "queue_bytes": 9,
-            "queue_reports": 10,
-        },
-        resilience={
-            "breaker": {"failures": 11, "security_failures": 12, "window": "13s", "open": "14s"},
-            "retry": {"attempts": 15, "delay": "16s", "budget_ratio": 1},
-            "reconnect": {"min": "17s", "max": "18s"},
-            "quarantine": {"min": "19s", "max": "20s"},
-            "shutdown_timeout": "21s",
-        },
-        http={"listen_addr": "", "control": False},
-    ).config
-    assert (config.scheduling.spread_window_s, config.scheduling.check_timeout_s) == (0, 7)
-    assert config.scheduling.connects_per_s == 3
-    reporting = config.reporting
-    assert reporting.mode is ReportMode.BATCH
-    assert (reporting.deadline_s, reporting.early_interval_s, reporting.batch_size) == (3, 4, 5)
-    assert (reporting.batch_interval_s, reporting.call_timeout_s) == (6, 8)
-    assert (reporting.queue_bytes_max, reporting.queue_reports_max) == (9, 10)
-    resilience = config.resilience
-    assert (resilience.breaker_failures, resilience.breaker_security_failures) == (11, 12)
-    assert (resilience.breaker_window_s, resilience.breaker_open_s) == (13, 14)
-    assert (resilience.retry_attempts, resilience.retry_delay_s, resilience.retry_budget_ratio) == (15, 16, 1)
-    assert (resilience.reconnect_min_s, resilience.reconnect_max_s) == (17, 18)
-    assert (resilience.quarantine_min_s, resilience.quarantine_max_s) == (19, 20)
-    assert resilience.shutdown_timeout_s == 21
-    assert config.http.listen_addr == ""
-
-
-def test_check_timeout_is_cut_to_the_interval() -> None:
-    """A check can't take longer than its interval."""
-    parsed = build(poll_interval="10s", scheduling={"check_timeout": "1m"})
-    assert parsed.config.scheduling.check_timeout_s == 10
-    assert warned_at(parsed) == ["scheduling.check_timeout"]
-    assert build(poll_interval="10s").config.scheduling.check_timeout_s == 10
-
-
-@pytest.mark.parametrize(
-    ("interval", "checks", "spread_s", "deadline_s"),
-    [
-        ("30s", 1, 0.25, 5),
-        ("30s", 1600, 2, 5),
-        ("30s", 8000, 4, 5),
-        ("6s", 8000, 2.5, 3),
-        ("100ms", 8000, 0.05, 0.05),
-        ("600ms", 1, 0.25, 0.3),
-    ],
-)
-def test_defaults_follow_interval_and_checks(interval: str, checks: int, spread_s: float, deadline_s: float) -> None:
-    """More checks are spread wider, within half an interval and before the report leaves."""
-    half = [{"service_type": "icmp", "service_name": f"n{i}"} for i in range(checks)]
-    results = [{"service_type": "sync", "service_name": "s", "results_interval": "1m"}]
-    config = build(poll_interval=interval, agents={"a": {"address": "a:1", "checks": half + results}}).config
-    assert config.reporting.deadline_s == deadline_s
-    assert config.scheduling.spread_window_s == spread_s
-
-
-def test_default_spread_ends_by_the_deadline() -> None:
-    """However early the report leaves, the default spread is not beyond it."""
-    parsed = build(reporting={"deadline": "100ms"})
-    assert parsed.config.scheduling.spread_window_s == 0.1
-    assert parsed.warnings == ()
-
-
-def test_spread_beyond_the_deadline_is_told() -> None:
-    """Checks that start after the report has left are always a cycle late."""
-    assert warned_at(build(scheduling={"spread_window": "6s"})) == ["scheduling.spread_window"]
-
-
-@pytest.mark.parametrize("address", [":9610", "0.0.0.0:9610", "[::]:9610", "10.0.0.1:9610", "poller.local:9610"])
-def test_http_beyond_loopback_is_told(address: str) -> None:
-    """A listener that other machines reach is told, and can't be one that controls."""
-    assert warned_at(build(http={"listen_addr": address})) == ["http.listen_addr"]
-    assert only_problem(http={"listen_addr": address, "control": True}).path == "http.control"
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1:0", "localhost:9610", "[::1]:9610", "127.9.9.9:1"])
-def test_control_on_loopback_is_fine(address: str) -> None:
-    """On loopback an operator may be given control."""
-    parsed = build(http={"listen_addr": address, "control": True})
-    assert parsed.config.http.control
-    assert parsed.warnings == ()
-
-
-def test_control_without_a_listener_is_told() -> None:
-    """Control needs a listener."""
-    assert warned_at(build(http={"listen_addr": "", "control": True})) == ["http.control"]
 
 
 def test_kv_store_id_prefers_the_domain() -> None:

@@ -1,0 +1,108 @@
+"""The sections that this poller adds."""
+
+from __future__ import annotations
+
+import pytest
+
+from serviceradar_poller.config.model import ReportMode
+from serviceradar_poller.testing.configs import build, only_problem, warned_at
+
+
+def test_sections_are_read() -> None:
+    """Every key of our own sections reaches the model."""
+    config = build(
+        scheduling={"spread_window": "0s", "check_timeout": "7s", "connects_per_s": 3},
+        reporting={
+            "mode": "Batch",
+            "deadline": "3s",
+            "early_interval": "4s",
+            "batch_size": 5,
+            "batch_interval": "6s",
+            "call_timeout": "8s",
+            "queue_bytes": 9,
+            "queue_reports": 10,
+        },
+        resilience={
+            "breaker": {"failures": 11, "security_failures": 12, "window": "13s", "open": "14s"},
+            "retry": {"attempts": 15, "delay": "16s", "budget_ratio": 1},
+            "reconnect": {"min": "17s", "max": "18s"},
+            "quarantine": {"min": "19s", "max": "20s"},
+            "shutdown_timeout": "21s",
+        },
+        http={"listen_addr": "", "control": False},
+    ).config
+    assert (config.scheduling.spread_window_s, config.scheduling.check_timeout_s) == (0, 7)
+    assert config.scheduling.connects_per_s == 3
+    reporting = config.reporting
+    assert reporting.mode is ReportMode.BATCH
+    assert (reporting.deadline_s, reporting.early_interval_s, reporting.batch_size) == (3, 4, 5)
+    assert (reporting.batch_interval_s, reporting.call_timeout_s) == (6, 8)
+    assert (reporting.queue_bytes_max, reporting.queue_reports_max) == (9, 10)
+    resilience = config.resilience
+    assert (resilience.breaker_failures, resilience.breaker_security_failures) == (11, 12)
+    assert (resilience.breaker_window_s, resilience.breaker_open_s) == (13, 14)
+    assert (resilience.retry_attempts, resilience.retry_delay_s, resilience.retry_budget_ratio) == (15, 16, 1)
+    assert (resilience.reconnect_min_s, resilience.reconnect_max_s) == (17, 18)
+    assert (resilience.quarantine_min_s, resilience.quarantine_max_s) == (19, 20)
+    assert resilience.shutdown_timeout_s == 21
+    assert config.http.listen_addr == ""
+
+
+def test_check_timeout_is_cut_to_the_interval() -> None:
+    """A check can't take longer than its interval."""
+    parsed = build(poll_interval="10s", scheduling={"check_timeout": "1m"})
+    assert parsed.config.scheduling.check_timeout_s == 10
+    assert warned_at(parsed) == ["scheduling.check_timeout"]
+    assert build(poll_interval="10s").config.scheduling.check_timeout_s == 10
+
+
+@pytest.mark.parametrize(
+    ("interval", "checks", "spread_s", "deadline_s"),
+    [
+        ("30s", 1, 0.25, 5),
+        ("30s", 1600, 2, 5),
+        ("30s", 8000, 4, 5),
+        ("6s", 8000, 2.5, 3),
+        ("100ms", 8000, 0.05, 0.05),
+        ("600ms", 1, 0.25, 0.3),
+    ],
+)
+def test_defaults_follow_interval_and_checks(interval: str, checks: int, spread_s: float, deadline_s: float) -> None:
+    """More checks are spread wider, within half an interval and before the report leaves."""
+    half = [{"service_type": "icmp", "service_name": f"n{i}"} for i in range(checks)]
+    results = [{"service_type": "sync", "service_name": "s", "results_interval": "1m"}]
+    config = build(poll_interval=interval, agents={"a": {"address": "a:1", "checks": half + results}}).config
+    assert config.reporting.deadline_s == deadline_s
+    assert config.scheduling.spread_window_s == spread_s
+
+
+def test_default_spread_ends_by_the_deadline() -> None:
+    """However early the report leaves, the default spread is not beyond it."""
+    parsed = build(reporting={"deadline": "100ms"})
+    assert parsed.config.scheduling.spread_window_s == 0.1
+    assert parsed.warnings == ()
+
+
+def test_spread_beyond_the_deadline_is_told() -> None:
+    """Checks that start after the report has left are always a cycle late."""
+    assert warned_at(build(scheduling={"spread_window": "6s"})) == ["scheduling.spread_window"]
+
+
+@pytest.mark.parametrize("address", [":9610", "0.0.0.0:9610", "[::]:9610", "10.0.0.1:9610", "poller.local:9610"])
+def test_http_beyond_loopback_is_told(address: str) -> None:
+    """A listener that other machines reach is told, and can't be one that controls."""
+    assert warned_at(build(http={"listen_addr": address})) == ["http.listen_addr"]
+    assert only_problem(http={"listen_addr": address, "control": True}).path == "http.control"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "localhost:9610", "[::1]:9610", "127.9.9.9:1"])
+def test_control_on_loopback_is_fine(address: str) -> None:
+    """On loopback an operator may be given control."""
+    parsed = build(http={"listen_addr": address, "control": True})
+    assert parsed.config.http.control
+    assert parsed.warnings == ()
+
+
+def test_control_without_a_listener_is_told() -> None:
+    """Control needs a listener."""
+    assert warned_at(build(http={"listen_addr": "", "control": True})) == ["http.control"]
