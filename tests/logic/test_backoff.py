@@ -102,7 +102,7 @@ def test_a_reconnect_delay_keeps_its_bounds(outage: float, u: float, pair: list[
     delay = reconnect_delay_s(outage, u, min_s=low, max_s=high, fraction=fraction)
     assert 0.0 <= delay <= high
     if outage < 20.0:
-        assert delay <= max(3.0, low)
+        assert delay <= (3.0 if low <= 3.0 else 1.2 * low * (1 + 1e-12))
 
 
 @given(outages, outages, chance)
@@ -122,6 +122,18 @@ def test_an_agent_back_within_20_s_is_noticed_within_3_6_s(back_s: float, draws:
         now += reconnect_delay_s(now, draws[index % len(draws)], min_s=0.5, max_s=30.0)
         index += 1
     assert now - back_s < 3.6
+
+
+@given(st.floats(0, 20, exclude_max=True), chance, st.floats(0, 3))
+def test_a_young_outage_is_looked_at_every_three_seconds(outage: float, u: float, low: float) -> None:
+    """Up to 20 s of outage there are never more than 3 s between attempts."""
+    assert reconnect_delay_s(outage, u, min_s=low, max_s=30.0) <= 3.0
+
+
+def test_an_operator_may_ask_for_longer_delays_from_the_start() -> None:
+    """A shortest delay above 3 s is respected in a young outage too."""
+    assert reconnect_delay_s(0.0, 0.5, min_s=5.0, max_s=60.0) == pytest.approx(5.0)
+    assert reconnect_delay_s(0.0, 0.0, min_s=5.0, max_s=60.0) == pytest.approx(4.0)
 
 
 def test_an_agent_that_is_gone_costs_little() -> None:

@@ -92,7 +92,7 @@ def test_the_host_of_an_ipv6_target_is_in_the_brackets(address: str, port: int) 
     "text",
     [
         "", ":", ":80", "[]:80", "[::1", "[::1]", "[::1]80", "[::1]x:80", "[::1]:80:90", "a[b]:80", "a]:80", "a:8]0",
-        "[a[b]:80", "[a]]:80", "[a]:8[0", "a:b:c", "::1", '{"seeds":["192.168.1.1"]}', "dns:///agent:50051",
+        "[abc:80", "[2001:db8::1:80", "[a[b]:80", "[a]]:80", "[a]:8[0", "a:b:c", "::1", '{"seeds":["192.168.1.1"]}', "dns:///agent:50051",
     ],
 )  # fmt: skip
 def test_what_is_no_target_comes_back_whole(text: str) -> None:

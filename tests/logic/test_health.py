@@ -78,6 +78,14 @@ def test_it_is_ready_after_the_first_cycle(snapshot: HealthInput) -> None:
     assert judge(snapshot).ready == ready
 
 
+def test_the_bound_of_liveness() -> None:
+    """At an interval of 30 s, two minutes without a cycle are borne, and no moment more."""
+    assert stuck_after_s(30.0) == 120.0
+    assert judge(replace(WELL, cycle_age_s=120.0)).live
+    assert not judge(replace(WELL, cycle_age_s=120.001)).live
+    assert judge(replace(WELL, cycle_age_s=1e6, polling=False)).live
+
+
 def test_all_is_well() -> None:
     """Without a complaint there is no reason to give."""
     verdict = judge(WELL)

@@ -272,6 +272,24 @@ def test_an_expedited_run_covers_a_slot_that_is_near() -> None:
     assert only(taken) == Due(key="ping", tick=2, scheduled_s=161, lateness_s=0, missed=0)
 
 
+def test_a_run_belongs_to_the_tick_of_its_slot() -> None:
+    """A run that is so late that the next tick has begun is still the last tick's; the next slot stays its own."""
+    schedule, taken = due(start(plain(offset=5)), 131)
+    assert only(taken) == Due(key="ping", tick=0, scheduled_s=105, lateness_s=26, missed=0)
+    assert next_due_s(finished(schedule, "ping", 132, ok=True)) == 135
+
+
+def test_an_expedited_run_just_before_a_tick_serves_that_tick() -> None:
+    """A run that makes the next slot needless carries its tick, so that no cycle waits for it in vain."""
+    schedule, _ = due(start(plain()), 100)
+    schedule, taken = due(expedite(finished(schedule, "ping", 102, ok=False), ["ping"], 129.5), 129.5)
+    assert only(taken).tick == 1
+    # Asked for again before that tick has come: ticks never go back.
+    schedule = expedite(finished(schedule, "ping", 129.6, ok=False), ["ping"], 129.7)
+    schedule, taken = due(schedule, 129.7)
+    assert (only(taken).tick, next_due_s(finished(schedule, "ping", 129.8, ok=True))) == (1, 160)
+
+
 def test_a_slot_exactly_a_second_away_is_not_covered() -> None:
     """The bound belongs to the regular run."""
     schedule, _ = due(start(plain()), 100)

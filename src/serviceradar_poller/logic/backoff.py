@@ -121,7 +121,7 @@ def reconnect_delay_s(outage_s: float, u: float, *, min_s: float, max_s: float, 
     Return how long to wait before the next attempt to reach a peer.
 
     A *fraction* of the outage so far, within [min_s, max_s], spread by ±20 %, and never above max_s. While
-    the outage is young it is never above 3 s either, unless min_s itself asks for more.
+    the outage is young it is never above 3 s either, unless min_s is.
 
     Args:
         outage_s: How long the peer has been out of reach; may be 0.
@@ -132,7 +132,8 @@ def reconnect_delay_s(outage_s: float, u: float, *, min_s: float, max_s: float, 
     assert 0 <= min_s <= max_s < math.inf
     top_s = max_s
     if outage_s < YOUNG_OUTAGE_S:
-        top_s = min(max_s, max(YOUNG_DELAY_S_MAX, min_s))
+        wanted_s = min_s * (1.0 + RECONNECT_JITTER)
+        top_s = min(max_s, wanted_s if min_s > YOUNG_DELAY_S_MAX else YOUNG_DELAY_S_MAX)
     base_s = min(max(fraction * outage_s, min_s), top_s / (1.0 + RECONNECT_JITTER))
     return min(top_s, base_s * _spread(RECONNECT_JITTER, u))
 
