@@ -432,7 +432,7 @@ class Supervisor:
     def waits_for(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether it waits for a start that *task* is part of, at any depth."""
         starting = self._starting
-        while starting is not None:
+        while starting is not None and starting.phase == INIT:
             if task is not None and starting.task is task:
                 return True
             body = starting.body

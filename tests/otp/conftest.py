@@ -1,1 +1,0 @@
-"""What the kernel's tests share: a recording tree, and children that do as they are told."""
