@@ -1,0 +1,371 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from serviceradar_poller.events.polling import AgentConnected, OperatorRestart, PollerStarted, ServerFailed
+from serviceradar_poller.observe.endpoints import RestartRequested, Sources, local_host
+from serviceradar_poller.observe.http import GetAddress, HttpServer
+from serviceradar_poller.observe.listen import ListenAddress
+from serviceradar_poller.observe.metrics import MetricsSink
+from serviceradar_poller.observe.snapshot import decode_snapshot
+from serviceradar_poller.observe.state import PollerState
+from serviceradar_poller.otp import Actor, ExitReason, Ref, System, Tree, actor, start_tree, supervisor
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Sleeper(Actor[str]):
+    """Something in the tree to look at and to restart."""
+
+    exits: list[ExitReason] = []  # noqa: RUF012 - one test process, one list
+
+    async def handle(self, message: str) -> str:
+        return message
+
+    async def terminate(self, reason: ExitReason) -> None:
+        self.exits.append(reason)
+
+
+@dataclass
+class Site:
+    """A tree with an HTTP server in it, over a real socket."""
+
+    listen: str = "127.0.0.1:0"
+    control: bool = False
+    events: list[object] = field(default_factory=list)
+    tree: Tree | None = None
+    port: int = 0
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.state = PollerState(clock=loop.time, wall=lambda: 1_763_900_000.0)
+        self.metrics = MetricsSink(version="1.0", poller_id="site-a")
+        sources = Sources(state=self.state, metrics=self.metrics, tree=lambda: self.tree)
+        http = actor(
+            "http",
+            lambda: HttpServer(
+                self.listen, sources=sources, emit=self.events.append, control=self.control, retry_min_s=0.02
+            ),
+        )
+        children = [http, actor("sleeper", Sleeper)]
+        self.tree = await start_tree(supervisor("poller", children), System(emit=lambda event: None))
+
+    async def address(self) -> str:
+        assert self.tree is not None
+        ref = self.tree.system.whereis("poller/http")
+        assert isinstance(ref, Ref)
+        address = ""
+        while not address:
+            await asyncio.sleep(0.005)
+            address = await ref.call(GetAddress())
+        self.port = ListenAddress.parse(str(address)).port
+        return str(address)
+
+    def incarnation(self, index: int) -> int:
+        assert self.tree is not None
+        return self.tree.inspect().children[index].incarnation
+
+    async def ask(self, target: str, *, method: str = "GET", body: bytes = b"", **headers: str) -> Answer:
+        names = {"host": f"127.0.0.1:{self.port}", "content-length": str(len(body)), "connection": "close"}
+        names |= {name.replace("_", "-"): value for name, value in headers.items()}
+        head = "".join(f"{name}: {value}\r\n" for name, value in names.items() if value)
+        async with asyncio.timeout(5):
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+            writer.write(f"{method} {target} HTTP/1.1\r\n{head}\r\n".encode() + body)
+            raw = await reader.read()
+            writer.close()
+            await writer.wait_closed()
+        top, _, rest = raw.partition(b"\r\n\r\n")
+        first, *lines = top.decode().split("\r\n")
+        fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        return Answer(int(first.split()[1]), fields, rest)
+
+    async def restart(self, path: str, **headers: str) -> Answer:
+        body = json.dumps({"path": path}).encode()
+        return await self.ask(
+            "/tree/restart", method="POST", body=body, **({"content_type": "application/json"} | headers)
+        )
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - states, of which nobody tells
+            await asyncio.sleep(0.005)
+
+
+def run(test: Callable[[Site], Awaitable[None]], **options: Any) -> Site:
+    site = Site(**options)
+
+    async def main() -> None:
+        await site.start()
+        try:
+            await test(site)
+        finally:
+            assert site.tree is not None
+            async with asyncio.timeout(5):
+                await site.tree.stop()
+
+    asyncio.run(main())
+    gc.collect()  # a socket left open would be a ResourceWarning here
+    return site
+
+
+def test_every_endpoint_answers() -> None:
+    """Metrics, probes, health, view, tree and stack come over a real socket, each in its own type."""
+
+    async def test(site: Site) -> None:
+        await site.address()
+        site.state(AgentConnected(agent="edge-01", address="e:1", outage_s=0.0))
+        site.metrics(AgentConnected(agent="edge-01", address="e:1", outage_s=0.0))
+        index = await site.ask("/")
+        assert index.status == 200
+        assert b'href="/metrics"' in index.body
+        metrics = await site.ask("/metrics")
+        assert metrics.headers["content-type"].startswith("text/plain; version=0.0.4")
+        assert b'serviceradar_poller_agent_up{agent="edge-01"} 1.0' in metrics.body
+        assert metrics.headers["cache-control"] == "no-store"
+        assert "server" not in metrics.headers
+        view = decode_snapshot((await site.ask("/view")).body)
+        assert view.agents[0].name == "edge-01"
+        assert view.supervision.process_count == 3
+        tree = (await site.ask("/tree")).json
+        assert [child["id"] for child in tree["children"]] == ["http", "sleeper"]
+        part = (await site.ask("/tree?path=poller/sleeper")).json
+        assert (part["path"], part["state"], part["mailbox"]["length"]) == ("poller/sleeper", "up", 0)
+        assert (await site.ask("/tree?depth=0")).json["children_count"] == 2
+        stack = await site.ask("/tree/stack?path=poller/sleeper")
+        assert b"_live" in stack.body
+        assert (await site.ask("/tree?path=poller/nobody")).status == 404
+        assert (await site.ask("/tree/stack?path=poller/nobody")).status == 404
+        assert (await site.ask("/nothing")).status == 404
+        assert (await site.ask("/metrics", method="POST")).status == 405
+
+    run(test)
+
+
+def test_health_tells_before_and_after_polling_began() -> None:
+    """/health has the keys that operators rely on; readiness waits for polling, liveness does not."""
+
+    async def test(site: Site) -> None:
+        await site.address()
+        assert (await site.ask("/readyz")).status == 503
+        assert (await site.ask("/healthz")).status == 200
+        before = await site.ask("/health")
+        assert (before.status, before.json["status"]) == (503, "unhealthy")
+        site.state.expect_agents([])
+        site.state(
+            PollerStarted(
+                version="1.0", poller_id="site-a", agents=0, checks=0, core_address="c:1", poll_interval_s=30.0
+            )
+        )
+        assert (await site.ask("/readyz")).status == 200
+        health = (await site.ask("/health")).json
+        assert health["status"] == "healthy"
+        assert health["reasons"] == []
+        assert {
+            "agents", "core_connection", "uptime", "memory_usage", "process_count", "version", "poller_id",
+        } <= set(health)  # fmt: skip
+        assert health["memory_usage"] > 1_000_000
+        assert health["process_count"] == 3
+
+    run(test)
+
+
+def test_requests_addressed_elsewhere_are_refused() -> None:
+    """On loopback, a Host that is not a loopback name gets nothing, whatever it asks for."""
+
+    async def test(site: Site) -> None:
+        await site.address()
+        for host in ("evil.example", "evil.example:9610", "127.0.0.1.evil.example", "169.254.1.1"):
+            answer = await site.ask("/metrics", host=host)
+            assert answer.status == 421, host
+            assert b"serviceradar_poller_" not in answer.body
+        for host in ("localhost", f"localhost:{site.port}", "[::1]:1", "127.0.0.1"):
+            assert (await site.ask("/healthz", host=host)).status == 200, host
+
+    run(test)
+
+
+def test_local_hosts() -> None:
+    """Only names that can't be made to resolve elsewhere count."""
+    assert all(map(local_host, ("localhost", "LOCALHOST:1", "127.8.8.8", "[::1]")))
+    assert not any(map(local_host, ("", "localhost.evil", "[::1", "10.0.0.1", "user@evil", "127.1.evil:1")))
+
+
+def test_control_is_off_unless_asked_for() -> None:
+    """A restart is refused, with the way to allow it, and nothing is restarted."""
+
+    async def test(site: Site) -> None:
+        await site.address()
+        answer = await site.restart("poller/sleeper")
+        assert answer.status == 403
+        assert '"control": true' in answer.json["error"]
+        assert site.events == []
+
+    Sleeper.exits.clear()
+    run(test)
+    assert not any(exit.abnormal for exit in Sleeper.exits)
+
+
+def test_an_operator_restarts_a_child() -> None:
+    """With control on, the child fails with the operator's reason, is started again, and an event says so."""
+
+    async def test(site: Site) -> None:
+        await site.address()
+        assert site.tree is not None
+        answer = await site.restart("poller/sleeper")
+        assert (answer.status, answer.json) == (202, {"restarting": "poller/sleeper"})
+        await eventually(lambda: site.incarnation(1) == 2)
+        assert site.events == [OperatorRestart(path="poller/sleeper")]
+        assert isinstance(Sleeper.exits[0].error, RestartRequested)
+        assert (await site.restart("poller/nobody")).status == 404
+
+    Sleeper.exits.clear()
+    run(test, control=True)
+
+
+def test_control_refuses_what_a_web_page_could_send() -> None:
+    """Another content type, another page's origin, a body that is too large or not the one object: all refused."""
+
+    async def test(site: Site) -> None:
+        await site.address()
+        assert (await site.restart("poller/sleeper", content_type="text/plain")).status == 415
+        assert (await site.restart("poller/sleeper", origin="http://evil.example")).status == 403
+        assert (await site.restart("poller/sleeper", origin="null")).status == 403
+        assert (await site.restart("x" * 10_000)).status == 400
+        for body in (b"", b"[]", b'{"path": 1}', b'{"path": "a", "b": 1}', b"\xff"):
+            answer = await site.ask("/tree/restart", method="POST", body=body, content_type="application/json")
+            assert answer.status == 400, body
+        assert site.events == []
+        assert (await site.restart("poller/nobody", origin=f"http://localhost:{site.port}")).status == 404
+
+    run(test, control=True)
+
+
+def test_control_needs_loopback() -> None:
+    """Where other machines can connect, a restart is refused even when control is on; the rest is served."""
+
+    async def test(site: Site) -> None:
+        await site.address()
+        assert (await site.ask("/healthz", host="monitoring.example")).status == 200
+        assert (await site.restart("poller/sleeper")).status == 403
+
+    run(test, control=True, listen=":0")
+
+
+def test_a_busy_port_is_told_once_and_taken_when_it_is_free() -> None:
+    """The tree is up without the port; ServerFailed comes once; when the port is free it is served."""
+    blocker = socket.create_server(("127.0.0.1", 0))
+    port = blocker.getsockname()[1]
+
+    async def test(site: Site) -> None:
+        await eventually(lambda: bool(site.events))
+        await asyncio.sleep(0.1)  # several more attempts
+        (event,) = site.events
+        assert isinstance(event, ServerFailed)
+        assert (event.name, event.address) == ("http", f"127.0.0.1:{port}")
+        blocker.close()
+        assert await site.address() == f"127.0.0.1:{port}"
+        assert (await site.ask("/healthz")).status == 200
+
+    run(test, listen=f"127.0.0.1:{port}")
+
+
+def test_an_address_that_is_none_is_told() -> None:
+    """A listen address that can't be read costs the HTTP server, not the poller."""
+
+    async def test(site: Site) -> None:
+        await eventually(lambda: bool(site.events))
+        assert site.tree is not None
+        assert site.tree.inspect().children[0].state == "up"
+
+    site = run(test, listen="nonsense")
+    assert isinstance(site.events[0], ServerFailed)
+
+
+def test_an_empty_address_serves_nothing() -> None:
+    """Switched off means no socket and no complaint."""
+
+    async def test(site: Site) -> None:
+        await asyncio.sleep(0.05)
+
+    assert run(test, listen="").events == []
+
+
+def test_a_stop_is_quick_with_clients_connected() -> None:
+    """Idle connections and one in mid-request don't hold up the stop, and signal handlers are left alone."""
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    took: list[float] = []
+    writers: list[asyncio.StreamWriter] = []
+
+    async def main() -> None:
+        site = Site()
+        await site.start()
+        await site.address()
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)][1] == handlers[1]
+        post = b"POST /tree/restart HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{"
+        for request in (b"", b"GET /healthz HTTP/1.1\r\nHost: local", post):
+            _, writer = await asyncio.open_connection("127.0.0.1", site.port)
+            writer.write(request)
+            writers.append(writer)
+        await asyncio.sleep(0.05)
+        loop = asyncio.get_running_loop()
+        before = loop.time()
+        assert site.tree is not None
+        await site.tree.stop()
+        took.append(loop.time() - before)
+        for writer in writers:
+            writer.close()
+            await asyncio.wait_for(asyncio.gather(writer.wait_closed(), return_exceptions=True), 5)
+
+    asyncio.run(main())
+    gc.collect()
+    assert took[0] < 2.5
+
+
+def test_a_restarted_server_gets_its_port_back() -> None:
+    """When the actor itself crashes, its successor serves on the same port."""
+    probe = socket.create_server(("127.0.0.1", 0))
+    port = probe.getsockname()[1]
+    probe.close()
+
+    async def test(site: Site) -> None:
+        await site.address()
+        assert (await site.ask("/healthz")).status == 200
+        assert site.tree is not None
+        assert site.tree.crash("poller/http", RuntimeError("test"))
+        await eventually(lambda: site.incarnation(0) == 2)
+        await site.address()
+        assert (await site.ask("/healthz")).status == 200
+
+    run(test, listen=f"127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("text", ["", "9610", "host", "host:", "host:x", "host:65536", "::1:80", "host:８０"])
+def test_addresses_that_are_none(text: str) -> None:
+    """What is not host:port is refused with what was found."""
+    with pytest.raises(ValueError, match=r"host:port|brackets"):
+        ListenAddress.parse(text)
+    assert str(ListenAddress.parse("[::1]:80")) == "[::1]:80"
+    assert ListenAddress.parse("[::1]:80").loopback
+    assert not ListenAddress.parse(":80").loopback
