@@ -178,6 +178,7 @@ async def tcp_peer(handler: TcpHandler, tls: ssl.SSLContext | None = None) -> As
         writers.append(writer)
         with contextlib.suppress(OSError, EOFError, ssl.SSLError):
             await handler(reader, writer)
+        writer.close()
 
     server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=tls)
     try:

@@ -36,10 +36,9 @@ KEEPALIVE_TIME_MS: Final = 120_000
 KEEPALIVE_TIMEOUT_MS: Final = 20_000
 #: Go's default of 4 MiB is what peers send by default; they may be told to send more.
 RECEIVE_BYTES_MAX: Final = 64 * 1024 * 1024
-#: One attempt to connect: TCP, TLS and HTTP/2 together.
-CONNECT_TIMEOUT_MS: Final = 10_000
-#: An attempt that failed is not repeated by gRPC itself: the channel is gone long before.
-RECONNECT_BACKOFF_MS: Final = 120_000
+#: One attempt to connect: TCP, TLS and HTTP/2 together. C-core keeps the socket of an attempt that waits for
+#: SETTINGS for as long, even when the channel is closed.
+CONNECT_TIMEOUT_MS = 10_000
 DNS_TIMEOUT_MS: Final = 5_000
 #: A call does not join an attempt to connect that is older: its next SYN may be many seconds away.
 ATTEMPT_AGE_S_MAX: Final = 2.0
@@ -63,9 +62,10 @@ def channel_options(address: Address, server_name: str) -> list[tuple[str, str |
         ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),
         ("grpc.max_send_message_length", -1),
         ("grpc.use_local_subchannel_pool", 1),  # a replaced channel shares no failed connection
-        ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),  # in C-core: how long an attempt may take
-        ("grpc.initial_reconnect_backoff_ms", RECONNECT_BACKOFF_MS),
-        ("grpc.max_reconnect_backoff_ms", RECONNECT_BACKOFF_MS),
+        # In C-core an attempt may take the larger of the first two. A channel that failed is gone before it retries.
+        ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
+        ("grpc.initial_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
+        ("grpc.max_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
         ("grpc.dns_ares_query_timeout", DNS_TIMEOUT_MS),
         ("grpc.enable_http_proxy", 0),  # http_proxy in the environment is not meant for agents
         ("grpc.service_config_disable_resolution", 1),
@@ -251,6 +251,8 @@ class PeerChannel:
             if line.heard_at <= began_at:
                 self._drop(line)
         elif failure.reason == "connect_timeout" and failure.code.name == "DEADLINE_EXCEEDED":
+            if asyncio.get_running_loop().time() - line.attempted_at > ATTEMPT_AGE_S_MAX:
+                self._drop(line)
             line.doubted = True
         elif failure.unreachable and failure.reason not in ("goaway", "refused_stream"):
             self._drop(line)

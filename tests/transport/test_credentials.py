@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from serviceradar_poller.config.model import SecurityConfig, SecurityMode, TlsConfig
+from serviceradar_poller.env import SystemClock
+from serviceradar_poller.errors import CallError
+from serviceradar_poller.lab.pki import make_leaf
+from serviceradar_poller.transport import credentials
+from serviceradar_poller.transport.credentials import CredentialsCache
+
+Block = Callable[..., SecurityConfig]
+
+
+class SetClock(SystemClock):
+    ahead_s = 0.0
+
+    def wall(self) -> float:
+        return super().wall() + self.ahead_s
+
+
+@pytest.fixture
+def own(pki: Path, tmp_path: Path) -> SecurityConfig:
+    """A block whose files a test may change."""
+    for name in ("poller.pem", "poller-key.pem", "root.pem", "root-key.pem"):
+        shutil.copy(pki / name, tmp_path)
+    return SecurityConfig(
+        mode=SecurityMode.MTLS,
+        tls=TlsConfig(
+            cert_file=str(tmp_path / "poller.pem"),
+            key_file=str(tmp_path / "poller-key.pem"),
+            ca_file=str(tmp_path / "root.pem"),
+        ),
+    )
+
+
+def test_one_object_for_equal_files(own: SecurityConfig) -> None:
+    """Two thousand agents with the same files share one object, whatever their names are."""
+    cache = CredentialsCache(SystemClock())
+    made = {id(cache.channel_credentials(replace(own, server_name=f"agent-{i}"))) for i in range(2000)}
+    assert len(made) == 1
+    assert (cache.loads, cache.hits) == (1, 1999)
+
+
+def test_plaintext_has_none() -> None:
+    """Without a block, or with mode none, there are no credentials."""
+    cache = CredentialsCache(SystemClock())
+    assert cache.channel_credentials(None) is None
+    assert cache.channel_credentials(SecurityConfig()) is None
+
+
+def test_spiffe_is_refused() -> None:
+    """A mode that this version can't do never falls back to plaintext."""
+    with pytest.raises(CallError, match="spiffe"):
+        CredentialsCache(SystemClock()).channel_credentials(SecurityConfig(mode=SecurityMode.SPIFFE))
+
+
+def test_rotation_is_noticed(own: SecurityConfig, tmp_path: Path) -> None:
+    """After new files were put in place, the next client gets them."""
+    cache = CredentialsCache(SystemClock())
+    before = cache.channel_credentials(own)
+    make_leaf(tmp_path, "poller", role="poller", overwrite=True)
+    after = cache.channel_credentials(own)
+    assert after is not before
+    assert cache.channel_credentials(own) is after
+
+
+def test_bad_rotation(own: SecurityConfig) -> None:
+    """A broken new file fails new clients with its name; the old ones are not this cache's."""
+    cache = CredentialsCache(SystemClock())
+    cache.channel_credentials(own)
+    Path(own.tls.key_file).write_text("broken")
+    with pytest.raises(CallError, match=r"poller-key\.pem"):
+        cache.channel_credentials(own)
+    Path(own.tls.key_file).unlink()
+    with pytest.raises(CallError, match="No such file"):
+        cache.channel_credentials(own)
+
+
+def test_expiry_in_the_cache(own: SecurityConfig) -> None:
+    """A certificate that ends while it is cached is judged anew."""
+    clock = SetClock()
+    cache = CredentialsCache(clock)
+    cache.channel_credentials(own)
+    clock.ahead_s = 400 * 86_400.0
+    with pytest.raises(CallError, match="expired"):
+        cache.channel_credentials(own)
+
+
+def test_bounded(own: SecurityConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least recently used files leave the cache, and are counted."""
+    monkeypatch.setattr(credentials, "CREDENTIALS_CACHED_MAX", 2)
+    cache = CredentialsCache(SystemClock())
+    blocks = []
+    for i in range(3):
+        path = tmp_path / f"root-{i}.pem"
+        shutil.copy(own.tls.ca_file, path)
+        blocks.append(replace(own, tls=replace(own.tls, ca_file=str(path))))
+    first = cache.channel_credentials(blocks[0])
+    cache.channel_credentials(blocks[1])
+    assert cache.channel_credentials(blocks[0]) is first
+    cache.channel_credentials(blocks[2])
+    assert cache.evictions == 1
+    assert cache.channel_credentials(blocks[0]) is first
+    loads = cache.loads
+    cache.channel_credentials(blocks[1])
+    assert cache.loads == loads + 1
