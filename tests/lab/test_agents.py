@@ -44,7 +44,7 @@ def test_unknown_names_and_methods(agent: Client) -> None:
         grpc.StatusCode.NOT_FOUND,
         "unknown service",
     )
-    other = agent.channel.unary_unary("/monitoring.AgentService/Other")
+    other: grpc.UnaryUnaryMultiCallable[bytes, bytes] = agent.channel.unary_unary("/monitoring.AgentService/Other")
     assert code_of(lambda: other(b"", timeout=PATIENCE_S))[0] is grpc.StatusCode.UNIMPLEMENTED
 
 
@@ -75,6 +75,7 @@ def test_large_request(agent: Client) -> None:
     assert agent.status().available
 
 
+@pytest.mark.slow
 def test_refuse(agents: LabAgents, agent: Client) -> None:
     """A refusing agent closes what is open and refuses what comes; its port stays its own, and it comes back."""
     agent.status()
@@ -89,6 +90,7 @@ def test_refuse(agents: LabAgents, agent: Client) -> None:
     again(agent)
 
 
+@pytest.mark.slow
 def test_mute(agents: LabAgents, connect: Connect, security: str) -> None:
     """A mute agent takes the connection and never sends a byte."""
     agents.set_fault(FIRST, "mute")
@@ -105,6 +107,7 @@ def test_mute(agents: LabAgents, connect: Connect, security: str) -> None:
     again(client)
 
 
+@pytest.mark.slow
 def test_freeze(agents: LabAgents, agent: Client, connect: Connect, security: str) -> None:
     """Freezing silences open connections without closing them, and new ones; thawed, they go on where they were."""
     agent.status()
@@ -127,6 +130,7 @@ def test_freeze(agents: LabAgents, agent: Client, connect: Connect, security: st
     assert agents.agent(FIRST)["counts"]["accepted"] <= accepted + 2
 
 
+@pytest.mark.slow
 def test_freeze_answers_no_ping(plain_agents: LabAgents) -> None:
     """On a frozen connection not even an HTTP/2 ping is answered; it is afterwards."""
     with raw(plain_agents.ports[0]) as connection:
@@ -146,6 +150,7 @@ def test_freeze_answers_no_ping(plain_agents: LabAgents) -> None:
         assert connection.recv(1000) == bytes.fromhex("000008060100000000") + b"abcdefgh"
 
 
+@pytest.mark.slow
 def test_reset(agents: LabAgents, agent: Client) -> None:
     """A resetting agent answers a connect with RST, open connections too."""
     agent.status()
@@ -158,6 +163,7 @@ def test_reset(agents: LabAgents, agent: Client) -> None:
     again(agent)
 
 
+@pytest.mark.slow
 def test_tls_garbage(agents: LabAgents, connect: Connect, security: str) -> None:
     """Something else listens there: the first bytes are answered with another protocol's."""
     agents.set_fault(FIRST, "tls_garbage")
@@ -171,6 +177,7 @@ def test_tls_garbage(agents: LabAgents, connect: Connect, security: str) -> None
     again(client)
 
 
+@pytest.mark.slow
 def test_flap(agents: LabAgents) -> None:
     """A flapping agent is gone, there and gone again, by itself."""
     agents.set_fault(FIRST, "flap", up_s=0.05, down_s=0.05)
@@ -178,7 +185,7 @@ def test_flap(agents: LabAgents) -> None:
     def up() -> bool:
         try:
             raw(agents.ports[0]).close()
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, ConnectionResetError):
             return False
         return True
 
@@ -192,6 +199,7 @@ def test_flap(agents: LabAgents) -> None:
 @pytest.mark.parametrize(
     ("fault", "hanging"), [("hang_health", "health"), ("hang_status", "status"), ("hang_results", "results")]
 )
+@pytest.mark.slow
 def test_hangs(agents: LabAgents, agent: Client, fault: str, hanging: str) -> None:
     """One kind of call hangs, the others are answered on the same connection; it ends with the fault."""
     agents.set_fault(FIRST, fault)
@@ -212,6 +220,7 @@ def test_hangs(agents: LabAgents, agent: Client, fault: str, hanging: str) -> No
         call(PATIENCE_S)
 
 
+@pytest.mark.slow
 def test_slow(agents: LabAgents, agent: Client) -> None:
     """A slow agent misses a short deadline and keeps a long one."""
     agent.status()
@@ -266,6 +275,7 @@ def test_identity_and_emptiness(agents: LabAgents, agent: Client) -> None:
     assert json.loads(response.message)["host"] == "10.0.0.1"
 
 
+@pytest.mark.slow
 def test_huge_message(agents: LabAgents, agent: Client) -> None:
     """A message has exactly the size asked for, is JSON, and comes whole through windows and frames."""
     agents.set_fault(FIRST, "huge", size_bytes=6_000_000)
@@ -275,6 +285,7 @@ def test_huge_message(agents: LabAgents, agent: Client) -> None:
     assert len(agent.status(timeout=20).message) == 6_000_000
 
 
+@pytest.mark.slow
 def test_a_huge_answer_nobody_reads_blocks_nobody(agents: LabAgents, agent: Client) -> None:
     """A client that leaves in the middle of a large answer leaves the agent in order."""
     agents.set_fault(FIRST, "huge", size_bytes=50_000_000)
@@ -283,6 +294,7 @@ def test_a_huge_answer_nobody_reads_blocks_nobody(agents: LabAgents, agent: Clie
     assert agent.status().available
 
 
+@pytest.mark.slow
 def test_sync_stream(agents: LabAgents, connect: Connect, security: str) -> None:
     """A sync service streams 1365 devices a chunk with order and sequence; unchanged, one final ``{}``."""
     sync = connect(agents.ports[2], tls=security == "mtls")
@@ -307,6 +319,7 @@ def test_sync_stream(agents: LabAgents, connect: Connect, security: str) -> None
     agents.change_results("agent-0003", devices=3000)
 
 
+@pytest.mark.slow
 def test_large_stream_is_whole(agents: LabAgents, connect: Connect, security: str) -> None:
     """Twenty thousand devices arrive once each, in order."""
     agents.change_results("agent-0003", devices=20_000)

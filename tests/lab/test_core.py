@@ -118,6 +118,7 @@ def test_empty_poller_id_is_refused(core: LabCore, client: Client) -> None:
     assert core.counts()["reports"] == before
 
 
+@pytest.mark.slow
 def test_strict_registration(connect: Connect) -> None:
     """A strict core says received to a stranger's report and throws it away, until a stream registers him."""
     with LabCore.start(strict_registration=True, known_pollers=["old"]) as core:
@@ -161,6 +162,7 @@ def test_ack_lost(core: LabCore, client: Client) -> None:
     assert core.counts()["reports"] == before + 1
 
 
+@pytest.mark.slow
 def test_hang(core: LabCore, client: Client) -> None:
     """A hanging core takes the call and never answers; it records nothing and serves again when cleared."""
     before = core.counts()["reports"]
@@ -172,6 +174,7 @@ def test_hang(core: LabCore, client: Client) -> None:
     assert core.counts()["reports"] == before + 1
 
 
+@pytest.mark.slow
 def test_slow(core: LabCore, client: Client) -> None:
     """A slow core misses a short deadline and keeps a long one."""
     core.set_fault("slow", seconds=0.3)
@@ -180,6 +183,7 @@ def test_slow(core: LabCore, client: Client) -> None:
     assert client.report(report()) is True
 
 
+@pytest.mark.slow
 def test_disappear(core: LabCore, client: Client) -> None:
     """A core that disappeared refuses connections; cleared, it is back on its port with all it knew."""
     client.report(report(service()))
@@ -218,6 +222,7 @@ def test_receive_limit(core: LabCore, client: Client) -> None:
     assert code_of(lambda: client.report(huge))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+@pytest.mark.slow
 def test_memory_is_bounded(connect: Connect) -> None:
     """Only the newest reports and statuses are kept; what was dropped is counted, the index goes on."""
     with LabCore.start(keep_reports=3, keep_statuses=4) as core:
@@ -232,6 +237,7 @@ def test_memory_is_bounded(connect: Connect) -> None:
         assert [len(found["services"]) for found in core.reports()] == [0, 2, 2]
 
 
+@pytest.mark.slow
 def test_summary_keeps_only_the_latest(connect: Connect) -> None:
     """With --record summary every report is counted and the latest state known, single statuses are not kept."""
     with LabCore.start(record="summary") as core:
@@ -244,6 +250,7 @@ def test_summary_keeps_only_the_latest(connect: Connect) -> None:
         assert counts["counts"]["statuses"] == 8000
 
 
+@pytest.mark.slow
 def test_mtls(pki: Path, connect: Connect) -> None:
     """Over mTLS core takes a poller with a certificate and nobody without."""
     with LabCore.start(cert_dir=pki) as core:

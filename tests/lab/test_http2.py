@@ -49,6 +49,10 @@ class Pair:
         self.trailers: dict[int, dict[str, str]] = {}
         self.events: list[h2.events.Event] = []
 
+    def has_ended(self) -> bool:
+        """Whether the server said goodbye."""
+        return self.server.closing
+
     def request(self, message: bytes = b"m", path: str = "/a.B/C") -> int:
         stream = self.client.get_next_available_stream_id()
         headers = [(name, path if name == ":path" else value) for name, value in HEADERS]
@@ -86,6 +90,7 @@ def echo(call: Call) -> None:
 
 
 @given(st.lists(st.binary(max_size=200), min_size=1, max_size=12), st.integers(1, 200))
+@pytest.mark.slow
 def test_answers_survive_any_split(messages: list[bytes], step: int) -> None:
     """However the bytes are cut, every request gets its own answer and a good status."""
     pair = Pair(echo)
@@ -99,6 +104,7 @@ def test_answers_survive_any_split(messages: list[bytes], step: int) -> None:
 
 
 @given(st.lists(st.text("abc/", min_size=1, max_size=5), min_size=1, max_size=40), st.integers(0, 4096))
+@pytest.mark.slow
 def test_paths_survive_the_header_table(paths: list[str], table_size: int) -> None:
     """Remembered header blocks never give an old path, whatever the client's table does."""
     seen: list[str] = []
@@ -158,7 +164,7 @@ def test_protocol_errors(bad: bytes, code: int) -> None:
     """What a client must not send ends the connection with a GOAWAY of the right code."""
     pair = Pair()
     pair.server.receive(bad)
-    assert pair.server.closing
+    assert pair.has_ended()
     out = bytes(pair.server.out)
     goaway = out.rindex(b"\x07\x00\x00\x00\x00\x00")
     assert int.from_bytes(out[goaway + 10 : goaway + 14], "big") == code
@@ -293,12 +299,12 @@ def test_pings_are_answered_and_policed() -> None:
         pair.exchange()
         pair.request()
         pair.exchange()
-    assert not pair.server.closing
+    assert not pair.has_ended()
     assert sum(isinstance(event, h2.events.PingAckReceived) for event in pair.events) == 3
     for _ in range(4):
         pair.client.ping(b"12345678")
     pair.exchange()
-    assert pair.server.closing
+    assert pair.has_ended()
     ends = [event for event in pair.events if isinstance(event, h2.events.ConnectionTerminated)]
     assert (ends[0].error_code, ends[0].additional_data) == (11, b"too_many_pings")
 
@@ -312,7 +318,7 @@ def test_rare_pings_are_welcome() -> None:
         pair.now += 120.0
         pair.client.ping(b"12345678")
         pair.exchange()
-    assert not pair.server.closing
+    assert not pair.has_ended()
 
 
 def test_padding_priority_and_continuation() -> None:
@@ -328,5 +334,15 @@ def test_padding_priority_and_continuation() -> None:
         + frame(2, 0, 1, b"\0\0\0\0\x10")
         + frame(0, 0x8 | 0x1, 1, b"\2" + b"\0\0\0\0\1z" + b"\0\0")
     )
-    assert not pair.server.closing
+    assert not pair.has_ended()
     assert b"\0\0\0\0\1z" in pair.server.out
+
+
+def test_long_error_texts_are_cut_between_escapes() -> None:
+    """An error's text is cut to a kibibyte, never within a percent escape, and stays decodable."""
+    pair = Pair(lambda call: call.fail(GrpcCode.INTERNAL, "é" * 5000))
+    stream = pair.request()
+    pair.exchange()
+    text = pair.trailers[stream]["grpc-message"]
+    assert 1000 < len(text) <= 1024
+    assert set(text.split("%")) == {"", "C3", "A9"}

@@ -15,22 +15,14 @@ refused as protocol errors: what a client must not send. Requests hold exactly o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from urllib.parse import quote
-
-from hpack import Decoder
-from hpack.exceptions import HPACKError
-from hpack.table import HeaderTable
 
 from serviceradar_poller.errors import GrpcCode
+from serviceradar_poller.lab.http2_headers import BLOCK_BYTES_MAX, HeaderError, HeaderReader, HeaderWriter
 
 #: Like Go's servers.
 REQUEST_BYTES_MAX = 4 * 1024 * 1024
 #: Streams that one connection may have open at a time.
 STREAMS_MAX = 250
-#: Header blocks remembered per connection; then the memory starts anew.
-BLOCKS_MAX = 64
-#: A header block, all its frames together.
-BLOCK_BYTES_MAX = 64 * 1024
 #: No more is taken from a streamed answer while this much waits for the socket.
 OUTPUT_HIGH_BYTES = 256 * 1024
 #: Pings faster than this, with no answer of ours in between, are strikes, as grpc-go's http2_server.go counts them.
@@ -51,11 +43,6 @@ _WINDOW_MAX = 2**31 - 1
 #: Receive window of the whole connection: a large request must not stall on round trips.
 _CONNECTION_WINDOW = 8 * 1024 * 1024
 _STREAM_WINDOW = REQUEST_BYTES_MAX + 1024
-
-_STATUS_200 = b"\x88"
-_CONTENT_TYPE = b"\x10application/grpc"  # length and value; the name is static entry 31
-_GRPC_STATUS = b"\x0bgrpc-status"
-_GRPC_MESSAGE = b"\x0cgrpc-message"
 
 
 class Http2Error(Exception):
@@ -108,25 +95,6 @@ class _Stream:
         self.done = False
 
 
-class _CountingTable(HeaderTable):
-    """Tells when a header block changed the dynamic table: then remembered blocks mean something else."""
-
-    generation = 0
-
-    def add(self, name: bytes, value: bytes) -> None:
-        self.generation += 1
-        super().add(name, value)
-
-    @property
-    def maxsize(self) -> int:
-        return self._maxsize
-
-    @maxsize.setter
-    def maxsize(self, newmax: int) -> None:
-        self.generation += 1
-        HeaderTable.maxsize.fset(self, newmax)  # type: ignore[attr-defined]
-
-
 class Http2Server:
     """
     One connection's protocol state.
@@ -140,11 +108,8 @@ class Http2Server:
     """
 
     __slots__ = (
-        "_blocks",
         "_continued",
-        "_decoder",
         "_in",
-        "_indexed",
         "_initial_window",
         "_last_id",
         "_last_ping",
@@ -154,13 +119,12 @@ class Http2Server:
         "_ping_pardon",
         "_ping_strikes",
         "_preface",
+        "_reader",
         "_received",
-        "_resize",
-        "_started",
         "_streams",
-        "_table",
         "_wake",
         "_window",
+        "_writer",
         "closing",
         "out",
         "pings",
@@ -175,10 +139,8 @@ class Http2Server:
         self.pings = 0
         self._in = bytearray()
         self._preface = False
-        self._decoder = Decoder(max_header_list_size=BLOCK_BYTES_MAX)
-        self._table = _CountingTable()
-        self._decoder.header_table = self._table
-        self._blocks: dict[bytes, str] = {}
+        self._reader = HeaderReader()
+        self._writer = HeaderWriter()
         self._continued: tuple[int, int, bytearray] | None = None  # stream, flags, block so far
         self._streams: dict[int, _Stream] = {}
         self._last_id = 0
@@ -186,9 +148,6 @@ class Http2Server:
         self._initial_window = _WINDOW_DEFAULT
         self._peer_frame = _FRAME_BYTES_MAX
         self._received = 0  # DATA bytes not yet given back to the peer's window
-        self._indexed = True  # whether our two header entries may live in the peer's table
-        self._resize = b""  # owed table size update
-        self._started = 0  # which of our entries the peer's table holds: 1 headers, 2 trailers too
         self._last_ping = float("-inf")
         self._ping_strikes = 0
         self._ping_pardon = False  # we sent something since the last ping
@@ -300,9 +259,10 @@ class Http2Server:
             self._continued = (stream_id, flags, bytearray(block))
 
     def _on_headers(self, flags: int, stream_id: int, block: bytes) -> None:
-        path = self._blocks.get(block)
-        if path is None:
-            path = self._decode(block)
+        try:
+            path = self._reader.path(block)
+        except HeaderError as error:
+            raise Http2Error(_COMPRESSION_ERROR, str(error)) from error
         if stream_id in self._streams:  # trailers of a request
             if not flags & _END_STREAM:
                 raise Http2Error(_PROTOCOL_ERROR, "a second header block within a request")
@@ -319,24 +279,6 @@ class Http2Server:
         stream = self._streams[stream_id] = _Stream(stream_id, path, self._initial_window)
         if flags & _END_STREAM:
             self._complete(stream)
-
-    def _decode(self, block: bytes) -> str:
-        generation = self._table.generation
-        try:
-            headers = self._decoder.decode(block, raw=True)
-        except HPACKError as error:
-            raise Http2Error(_COMPRESSION_ERROR, str(error)) from error
-        path = ""
-        for name, value in headers:
-            if name == b":path":
-                path = bytes(value).decode("ascii", "replace")
-        if self._table.generation != generation:
-            self._blocks.clear()  # indices have moved
-        else:
-            if len(self._blocks) >= BLOCKS_MAX:
-                self._blocks.clear()
-            self._blocks[block] = path
-        return path
 
     def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         self._received += len(payload)
@@ -373,8 +315,8 @@ class Http2Server:
         for offset in range(0, len(payload), 6):
             key = int.from_bytes(payload[offset : offset + 2], "big")
             value = int.from_bytes(payload[offset + 2 : offset + 6], "big")
-            if key == 0x1 and value < 4096:
-                self._indexed, self._resize = False, b"\x20"
+            if key == 0x1:
+                self._writer.limit_table(value)
             elif key == 0x4:
                 if value > _WINDOW_MAX:
                     raise Http2Error(_FLOW_ERROR, f"an initial window of {value}")
@@ -420,25 +362,6 @@ class Http2Server:
     def _frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         self.out += len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream_id.to_bytes(4, "big") + payload
 
-    def _headers_block(self) -> bytes:
-        """Return ``:status`` and ``content-type``, as an index once the peer's table holds it."""
-        resize, self._resize = self._resize, b""
-        if not self._indexed:
-            return resize + _STATUS_200 + b"\x0f\x10" + _CONTENT_TYPE
-        if self._started == 0:
-            self._started = 1
-            return _STATUS_200 + b"\x5f" + _CONTENT_TYPE
-        return _STATUS_200 + (b"\xbe" if self._started == 1 else b"\xbf")
-
-    def _trailers_block(self) -> bytes:
-        resize, self._resize = self._resize, b""
-        if not self._indexed:
-            return resize + b"\x00" + _GRPC_STATUS + b"\x010"
-        if self._started == 1:
-            self._started = 2
-            return b"\x40" + _GRPC_STATUS + b"\x010"
-        return b"\xbe"
-
     def _reply(self, stream: _Stream, message: bytes) -> None:
         if stream.done:
             return
@@ -449,7 +372,7 @@ class Http2Server:
         self._window -= size
         self._ping_pardon = True
         stream_id = stream.id.to_bytes(4, "big")
-        headers, trailers = self._headers_block(), self._trailers_block()
+        headers, trailers = self._writer.headers(), self._writer.trailers()
         self.out += b"".join(
             (
                 len(headers).to_bytes(3, "big") + b"\x01\x04" + stream_id + headers,
@@ -463,11 +386,7 @@ class Http2Server:
     def _fail(self, stream: _Stream, code: GrpcCode, detail: str) -> None:
         if stream.done:
             return
-        text = quote(detail, safe=" !#$&'()*+,/:;=?@[]{}|<>\"^`").encode("ascii")[:1024]
-        status = str(code.value).encode("ascii")
-        block = self._headers_block() if stream.source is None else self._resize
-        block += b"\x00" + _GRPC_STATUS + bytes((len(status),)) + status
-        block += b"\x00" + _GRPC_MESSAGE + _length(len(text)) + text
+        block = self._writer.error(code, detail, begun=stream.source is not None)
         self._frame(_HEADERS, _END_HEADERS | _END_STREAM, stream.id, block)
         self._ping_pardon = True
         self._end(stream)
@@ -475,7 +394,7 @@ class Http2Server:
     def _start_stream(self, stream: _Stream, messages: Iterator[bytes]) -> None:
         if stream.done:
             return
-        self._frame(_HEADERS, _END_HEADERS, stream.id, self._headers_block())
+        self._frame(_HEADERS, _END_HEADERS, stream.id, self._writer.headers())
         stream.source = messages
         self._pump(stream)
         self._wake()
@@ -488,7 +407,7 @@ class Http2Server:
                     return
                 message = next(stream.source, None)
                 if message is None:
-                    self._frame(_HEADERS, _END_HEADERS | _END_STREAM, stream.id, self._trailers_block())
+                    self._frame(_HEADERS, _END_HEADERS | _END_STREAM, stream.id, self._writer.trailers())
                     self._end(stream)
                     return
                 stream.pending = memoryview(b"\x00" + len(message).to_bytes(4, "big") + message)
@@ -516,16 +435,3 @@ def _unpad(flags: int, payload: bytes) -> bytes:
     if not payload or payload[0] >= len(payload):
         raise Http2Error(_PROTOCOL_ERROR, "more padding than payload")
     return payload[1 : len(payload) - payload[0]]
-
-
-def _length(size: int) -> bytes:
-    """Encode a string length, HPACK integer with a 7-bit prefix, no Huffman."""
-    if size < 127:
-        return bytes((size,))
-    out = bytearray((127,))
-    size -= 127
-    while size >= 128:
-        out.append(size % 128 | 128)
-        size //= 128
-    out.append(size)
-    return bytes(out)

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -120,6 +121,6 @@ def code_of(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
     try:
         call()
     except grpc.RpcError as error:
-        failed: grpc.Call = error  # type: ignore[assignment]  what grpcio raises is both
+        failed = cast(grpc.Call, error)  # what grpcio raises is both
         return failed.code(), failed.details() or ""
     return grpc.StatusCode.OK, ""
