@@ -60,11 +60,11 @@ _UNREACHABLE = ("No route to host", "unreachable", "Host is down", "Permission d
 _RESET = ("Connection reset", "Broken pipe", "Connection aborted", "ECONNRESET")
 
 
-def one_line(text: str) -> str:
+def one_line(text: str, characters_max: int = DETAIL_CHARACTERS_MAX) -> str:
     """Make a text fit for a log line: no control characters or line ends, bounded length."""
     line = _UNWANTED.sub(" ", text).strip()
-    if len(line) > DETAIL_CHARACTERS_MAX:
-        return line[: DETAIL_CHARACTERS_MAX - 1] + "…"
+    if len(line) > characters_max:
+        return line[: characters_max - 1].rstrip() + "…"
     return line
 
 

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import enum
 import ipaddress
+import os
 import socket
 import ssl
 import struct
@@ -30,6 +31,8 @@ from serviceradar_poller.transport.failures import one_line
 
 #: Addresses of one name that are tried.
 ADDRESSES_MAX: Final = 8
+#: A certificate with its names needs more than a log line has.
+DETAIL_CHARACTERS_MAX: Final = 1000
 #: Part of what is left of the time that one layer may take: a later layer must get some of it.
 LAYER_TIME_RATIO: Final = 0.5
 
@@ -78,7 +81,12 @@ class _Walk:
 
     def add(self, name: str, state: StepState, began_at: float, detail: str) -> None:
         self.steps.append(
-            ProbeStep(name=name, state=state, duration_s=max(self.clock() - began_at, 0.0), detail=one_line(detail))
+            ProbeStep(
+                name=name,
+                state=state,
+                duration_s=max(self.clock() - began_at, 0.0),
+                detail=one_line(detail, DETAIL_CHARACTERS_MAX),
+            )
         )
 
     def skip(self, *names: str, why: str) -> None:
@@ -175,19 +183,19 @@ async def _connect_one(walk: _Walk, ip: str, port: int, limit: float) -> tuple[s
     try:
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     except OSError as error:
-        return None, f"{where}: {error.strerror}"
+        return None, f"{where}: {_words(error)}"
     try:
         sock.settimeout(0.0)  # not blocking
         async with asyncio.timeout_at(limit):
             await asyncio.get_running_loop().sock_connect(sock, (ip, port))
     except TimeoutError as error:
         sock.close()
-        waited_s = walk.clock() - began_at
-        # The kernel's own ETIMEDOUT is a TimeoutError too, with a text.
-        return None, f"{where}: {error.strerror or f'no answer within {waited_s:.1f} s'}"
+        # The kernel's own ETIMEDOUT is a TimeoutError too, with a number.
+        waited = f"no answer within {walk.clock() - began_at:.1f} s"
+        return None, f"{where}: {_words(error) if error.errno else waited}"
     except OSError as error:
         sock.close()
-        return None, f"{where}: {error.strerror or error}"
+        return None, f"{where}: {_words(error)}"
     except BaseException:
         sock.close()
         raise
@@ -231,15 +239,12 @@ async def _tls_and_http2(walk: _Walk, sock: socket.socket, context: ssl.SSLConte
         except TimeoutError:
             detail, fine = "no HTTP/2 settings in time", False
         except (OSError, EOFError) as error:
-            detail, fine = f"connection lost: {getattr(error, 'strerror', None) or error}", False
+            detail, fine = f"connection lost: {_words(error)}", False
         walk.add("http2", StepState.OK if fine else StepState.FAILED, began_http2_at, detail)
         return fine
     finally:
-        writer.close()
-        # What the close itself meets says nothing more about the peer.
-        with contextlib.suppress(OSError, ssl.SSLError):
-            async with asyncio.timeout(1.0):
-                await writer.wait_closed()
+        writer.transport.abort()  # a polite close would wait for the peer's
+        await asyncio.sleep(0)
 
 
 def _verifying_context(security: SecurityConfig, *, now: float) -> ssl.SSLContext:
@@ -310,9 +315,15 @@ def _tls_words(error: Exception, server_name: str) -> str:
         case TimeoutError():
             return "no answer to the TLS handshake in time"
         case OSError() as broken:
-            return f"connection lost during the handshake: {broken.strerror or broken}"
+            return f"connection lost during the handshake: {_words(broken)}"
         case _:
             return str(error)
+
+
+def _words(error: OSError | EOFError) -> str:
+    """Say what the system says: asyncio replaces the text of a failed connect by its own."""
+    number = error.errno if isinstance(error, OSError) else None
+    return os.strerror(number) if number else str(error) or "closed by the peer"
 
 
 def _reason(error: ssl.SSLError) -> str:
