@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 
 from serviceradar_poller.lab.client import LabAgents
 from serviceradar_poller.lab.errors import LabError
+from serviceradar_poller.lab.server import CONNECTIONS_MAX
 from serviceradar_poller.testing.lab_client import PATIENCE_S, SHORT_S, Client, code_of, eventually, raw
 from serviceradar_poller.wire.pb import monitoring_pb2 as pb
 
@@ -361,3 +363,15 @@ def test_control_sets_shows_and_clears(plain_agents: LabAgents) -> None:
     stats = plain_agents.stats()
     assert stats["rss_bytes"] > 1_000_000
     assert stats["calls"]["status"] >= 0
+
+
+def test_connections_are_limited(plain_agents: LabAgents) -> None:
+    """An agent holds so many connections and closes the next one at once, counted; when one ends there is room."""
+    with contextlib.ExitStack() as stack:
+        before = plain_agents.agent("agent-0002")["connections"]
+        held = [stack.enter_context(raw(plain_agents.ports[1])) for _ in range(CONNECTIONS_MAX - before)]
+        with raw(plain_agents.ports[1]) as surplus:
+            assert surplus.recv(1) == b""
+        assert plain_agents.agent("agent-0002")["counts"]["over_limit"] == 1
+        held[0].close()
+        eventually(lambda: plain_agents.agent("agent-0002")["connections"] < CONNECTIONS_MAX, "room")

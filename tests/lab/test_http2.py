@@ -281,10 +281,10 @@ def test_reset_calls_are_done() -> None:
     pair = Pair()
     stream = pair.request()
     pair.exchange()
-    assert not pair.calls[0].done
+    before = pair.calls[0].done
     pair.client.reset_stream(stream)
     pair.exchange()
-    assert pair.calls[0].done
+    assert (before, pair.calls[0].done) == (False, True)
     pair.calls[0].reply(b"late")
     pair.calls[0].fail(GrpcCode.INTERNAL, "late")
     pair.calls[0].stream(iter([b"late"]))
