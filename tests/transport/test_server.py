@@ -192,12 +192,14 @@ def test_addresses(form: str) -> None:
     """An empty address is a random port, a port alone is every interface."""
     listen_addr = form.replace("port", str(unused_port()))
 
+    host = "localhost" if listen_addr.startswith("localhost") else "127.0.0.1"
+
     async def main() -> None:
         async with running(listen_addr) as server:
             assert server.port > 0
             if listen_addr not in ("", ":0", "localhost:0"):
                 assert listen_addr == f":{server.port}"
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            async with grpc.aio.insecure_channel(f"{host}:{server.port}") as channel:
                 assert (await ask(channel, "")).status == STATES.SERVING
 
     asyncio.run(main())
