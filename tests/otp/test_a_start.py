@@ -31,7 +31,7 @@ from serviceradar_poller.otp import (
     supervisor,
 )
 from serviceradar_poller.testing import simloop
-from serviceradar_poller.testing.kernel import Actor, InitFailed, Journal, ref_of, settle, task_of
+from serviceradar_poller.testing.kernel import InitFailed, Journal, Member, ref_of, settle, task_of
 from serviceradar_poller.testing.leaks import no_leaks
 
 
