@@ -113,7 +113,7 @@ class ChildError(KernelError):
 
 
 class AlreadyStarted(ChildError):
-    """The child is up (or being restarted: then ``handle`` is None)."""
+    """The child is up; ``handle`` is what it gave to ready()."""
 
     def __init__(self, path: str, handle: object = None) -> None:
         super().__init__(path, "already started")
@@ -131,7 +131,7 @@ class MaxChildren(ChildError):
     """The supervisor has as many children as it accepts."""
 
     def __init__(self, path: str, limit: int) -> None:
-        super().__init__(path, f"has {limit} children already")
+        super().__init__(path, f"refused: the supervisor has {limit} children already")
         self.limit = limit
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import io
 import math
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, NoReturn, Protocol, TypeVar
@@ -32,6 +31,7 @@ from serviceradar_poller.otp.exits import (
     one_line,
 )
 from serviceradar_poller.otp.spec import BRUTAL_KILL, WORKER_SHUTDOWN_S, ChildSpec, KernelStart
+from serviceradar_poller.otp.stacks import stack_of
 from serviceradar_poller.otp.system import System
 
 T = TypeVar("T")
@@ -459,19 +459,3 @@ async def _guard(process: Process, coro: Coroutine[Any, Any, T]) -> T:
 
 class HelperExit(Exception):  # noqa: N818 — stands for a SystemExit within a task
     """A helper raised SystemExit or KeyboardInterrupt; the tree stops."""
-
-
-def stack_of(task: asyncio.Task[Any]) -> str:
-    """Say where *task* is now, from its first coroutine to the innermost, as text."""
-    out = io.StringIO()
-    out.write(f"{task.get_name()}\n")
-    awaited: Any = task.get_coro()
-    while awaited is not None:
-        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
-        if frame is None:
-            out.write(f"  awaits {type(awaited).__name__}\n")
-            break
-        code = frame.f_code
-        out.write(f'  File "{code.co_filename}", line {frame.f_lineno}, in {code.co_qualname}\n')
-        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
-    return out.getvalue()

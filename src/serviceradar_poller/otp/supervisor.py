@@ -16,14 +16,8 @@ from typing import Any, Final
 from serviceradar_poller.events import kernel as events
 from serviceradar_poller.otp import plan as plans
 from serviceradar_poller.otp.errors import (
-    AlreadyPresent,
-    AlreadyStarted,
     ChildError,
-    MaxChildren,
     NoProcess,
-    NotFound,
-    Restarting,
-    Running,
     SpecError,
     StartFailed,
 )
@@ -37,7 +31,7 @@ from serviceradar_poller.otp.spec import (
     SupervisorFlags,
     check_children,
 )
-from serviceradar_poller.otp.supref import ChildCounts, ChildInfo, Request, SupervisorRef
+from serviceradar_poller.otp.supref import ChildCounts, ChildInfo, Request, SupervisorRef, error_of
 
 Children = Sequence[ChildSpec] | Callable[[], Sequence[ChildSpec]]
 
@@ -396,22 +390,8 @@ class Supervisor:
         return None if kid is None else kid.handle
 
     def _refuse(self, refusal: Refusal | None, id: str) -> None:
-        path = self._path(id)
-        match refusal:
-            case None:
-                return
-            case Refusal.ALREADY_STARTED:
-                raise AlreadyStarted(path, self._handle(id))
-            case Refusal.ALREADY_PRESENT:
-                raise AlreadyPresent(path)
-            case Refusal.MAX_CHILDREN:
-                raise MaxChildren(self.process.path, self.plan.flags.max_children or 0)
-            case Refusal.NOT_FOUND:
-                raise NotFound(path)
-            case Refusal.RUNNING:
-                raise Running(path)
-            case Refusal.RESTARTING:
-                raise Restarting(path)
+        if refusal is not None:
+            raise error_of(refusal, self._path(id), self._handle(id), self.plan.flags.max_children or 0)
 
     # What others tell it
 

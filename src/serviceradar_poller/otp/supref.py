@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, assert_never
 
-from serviceradar_poller.otp.errors import DeadlockError, NoProcess
-from serviceradar_poller.otp.plan import ChildState
+from serviceradar_poller.otp.errors import (
+    AlreadyPresent,
+    AlreadyStarted,
+    ChildError,
+    DeadlockError,
+    MaxChildren,
+    NoProcess,
+    NotFound,
+    Restarting,
+    Running,
+)
+from serviceradar_poller.otp.plan import ChildState, Refusal
 from serviceradar_poller.otp.spec import ChildSpec, ChildType
 
 Operation = Literal["start", "restart", "terminate", "delete", "which", "count"]
@@ -150,3 +160,22 @@ class SupervisorRef:
             return await future
         finally:
             future = None  # else an exception holds this frame, which holds the exception
+
+
+def error_of(refusal: Refusal, path: str, handle: object | None, limit: int) -> ChildError:
+    """Make the exception that tells *refusal* of the child at *path*."""
+    match refusal:
+        case Refusal.ALREADY_STARTED:
+            return AlreadyStarted(path, handle)
+        case Refusal.ALREADY_PRESENT:
+            return AlreadyPresent(path)
+        case Refusal.MAX_CHILDREN:
+            return MaxChildren(path, limit)
+        case Refusal.NOT_FOUND:
+            return NotFound(path)
+        case Refusal.RUNNING:
+            return Running(path)
+        case Refusal.RESTARTING:
+            return Restarting(path)
+        case _:
+            assert_never(refusal)

@@ -9,8 +9,9 @@ from serviceradar_poller.otp.errors import StartFailed
 from serviceradar_poller.otp.exits import ExitReason
 from serviceradar_poller.otp.mailbox import Mailbox
 from serviceradar_poller.otp.plan import ChildState
-from serviceradar_poller.otp.process import ENDED, INIT, Process, stack_of
+from serviceradar_poller.otp.process import ENDED, INIT, Process
 from serviceradar_poller.otp.spec import PATH_SEPARATOR, ChildSpec, ChildType
+from serviceradar_poller.otp.stacks import stack_of
 from serviceradar_poller.otp.supervisor import Supervisor
 from serviceradar_poller.otp.system import System
 
