@@ -34,6 +34,8 @@ from serviceradar_poller.wire.pb import monitoring_pb2 as pb
 AGENTS_MAX = 20_000
 #: Calls of one agent that a fault may hold back at a time; more are answered RESOURCE_EXHAUSTED and counted.
 HELD_CALLS_MAX = 1_000
+#: Checks of one agent whose overlaps are counted.
+CHECKS_COUNTED_MAX = 1_000
 
 _SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING).SerializeToString()
 
@@ -70,16 +72,19 @@ class SimulatedAgent:
 
     Attributes:
         calls: By method: health, status, results, stream.
+        overlaps: By check, ``type:name``, how many calls of it were held back at the same time at most; only calls that
+            a fault holds can overlap, all others are answered at once.
         last_call_s: Unix seconds of the last call; 0: none yet.
     """
 
-    __slots__ = ("_held", "_loop", "calls", "fault", "last_call_s", "profile", "server")
+    __slots__ = ("_held", "_loop", "calls", "fault", "last_call_s", "overlaps", "profile", "server")
 
     def __init__(self, profile: Profile, *, port: int, tls: ssl.SSLContext | None) -> None:
         self._loop = asyncio.get_running_loop()
-        self._held: list[Call] = []
+        self._held: list[tuple[Call, str]] = []
         self.profile = profile
         self.calls: Counter[str] = Counter()
+        self.overlaps: dict[str, int] = {}
         self.fault: Fault | None = None
         self.last_call_s = 0.0
         self.server = AgentServer(port=port, tls=tls, on_call=self._on_call)
@@ -96,7 +101,7 @@ class SimulatedAgent:
 
     def as_json(self) -> dict[str, object]:
         """Return what the control endpoint tells of the agent."""
-        self._held = [call for call in self._held if not call.done]
+        self._held = [held for held in self._held if not held[0].done]
         return {
             "id": self.id,
             "port": self.server.port,
@@ -107,6 +112,7 @@ class SimulatedAgent:
             "counts": dict(self.server.counts),
             "calls": dict(self.calls),
             "held": len(self._held),
+            "overlaps": dict(self.overlaps),
             "last_call_s": self.last_call_s,
             "last_error": self.server.last_error,
         }
@@ -134,13 +140,16 @@ class SimulatedAgent:
             self._answer(answer, call, now)
 
     def _hold(self, call: Call) -> bool:
-        if len(self._held) >= HELD_CALLS_MAX:
-            self._held = [held for held in self._held if not held.done]
+        self._held = [held for held in self._held if not held[0].done]
         if len(self._held) >= HELD_CALLS_MAX:
             self.calls["over_limit"] += 1
             call.fail(GrpcCode.RESOURCE_EXHAUSTED, f"{HELD_CALLS_MAX} calls are held already")
             return False
-        self._held.append(call)
+        check = _check_of(call)
+        self._held.append((call, check))
+        if check in self.overlaps or len(self.overlaps) < CHECKS_COUNTED_MAX:
+            now_held = sum(name == check for _, name in self._held)
+            self.overlaps[check] = max(self.overlaps.get(check, 0), now_held)
         return True
 
     def _answer(self, answer: Callable[[SimulatedAgent, Call, float], None], call: Call, now: float) -> None:
@@ -199,6 +208,20 @@ _METHODS: dict[str, tuple[str, str, Callable[[SimulatedAgent, Call, float], None
     "/monitoring.AgentService/GetResults": ("results", "results", SimulatedAgent._results),
     "/monitoring.AgentService/StreamResults": ("stream", "results", SimulatedAgent._stream),
 }
+
+
+def _check_of(call: Call) -> str:
+    """Return ``type:name`` of the check that a call asks for; the method for any other call."""
+    try:
+        if call.path.endswith("/GetStatus"):
+            status = pb.StatusRequest.FromString(call.message)
+            return f"{status.service_type}:{status.service_name}"
+        if call.path.endswith("Results"):
+            results = pb.ResultsRequest.FromString(call.message)
+            return f"{results.service_type}:{results.service_name}"
+    except DecodeError:
+        pass
+    return call.path
 
 
 class Fleet:

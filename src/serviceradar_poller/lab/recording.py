@@ -7,6 +7,7 @@ concatenated in arrival order, every other field comes from the first part. Pure
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,8 @@ MESSAGE_KEPT_BYTES_MAX = 1024 * 1024
 #: (agent, service, type) triples whose latest status is kept; new ones beyond that are counted, not kept.
 STATES_KEPT_MAX = 100_000
 _EXCERPT_BYTES = 4096
+#: Chunks of one stream that are described.
+CHUNKS_KEPT_MAX = 64
 _SHOWN = (
     "report",
     "agent_id",
@@ -59,6 +62,7 @@ class StatusRecord:
     available: bool
     message: bytes
     size: int
+    cut_json: bool  # the whole was JSON, of which only the beginning is kept
     response_time: int
     poller_id: str
     partition: str
@@ -70,17 +74,17 @@ class StatusRecord:
         Return the status with its message decoded.
 
         ``message`` is the JSON value; where it is none, null, and the text stands in ``text``.
-        ``truncated``: it was too long to keep, ``text`` is its beginning.
+        ``truncated``: it was too long to keep, ``text`` is its beginning, ``valid_json`` says it of the whole.
         """
         body: dict[str, object] = {key: getattr(self, key) for key in _SHOWN}
         body["truncated"] = self.size > len(self.message)
-        try:
-            body["message"] = msgspec.json.decode(self.message) if not body["truncated"] else None
-            body["valid_json"] = not body["truncated"]
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            body["message"] = None
-            body["valid_json"] = False
-        if not body["valid_json"]:
+        body["message"] = None
+        body["valid_json"] = self.cut_json
+        if not body["truncated"]:
+            with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+                body["message"] = msgspec.json.decode(self.message)
+                body["valid_json"] = True
+        if body["truncated"] or not body["valid_json"]:
             body["text"] = self.message.decode("utf-8", "replace")
         if report is not None:
             body["timestamp"] = report.timestamp
@@ -99,6 +103,7 @@ class ReportRecord:
         transport: ``unary`` or ``stream``.
         size: Encoded bytes, all chunks together.
         chunks: 1 for unary.
+        parts: Stream only: fields of its chunks and of the statuses' parts in them; of CHUNKS_KEPT_MAX at most.
         known: Whether core knew the poller; otherwise the report was silently thrown away.
         merged: Stream only: statuses that were appended to another agent's of the same name and type, hence lost.
         duplicates: (agent, service, type) triples that the report holds more than once.
@@ -121,6 +126,7 @@ class ReportRecord:
     known: bool
     merged: int
     duplicates: int
+    parts: tuple[dict[str, object], ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -177,6 +183,7 @@ class Recorder:
             merged=merged,
             transport="stream",
             at=(monotonic_s, wall_s),
+            parts=tuple(_part(chunk) for chunk in chunks[:CHUNKS_KEPT_MAX]) if self.record is Record.FULL else (),
         )
 
     @property
@@ -226,6 +233,7 @@ class Recorder:
         merged: int,
         transport: str,
         at: tuple[float, float],
+        parts: tuple[dict[str, object], ...] = (),
     ) -> ReportRecord:
         index, self._index = self._index, self._index + 1
         known = not self.strict or envelope.poller_id in self.pollers
@@ -257,6 +265,7 @@ class Recorder:
             known=known,
             merged=merged,
             duplicates=duplicates,
+            parts=parts,
         )
         self.reports.append(report)
         self.counts[f"reports_{transport}"] += 1
@@ -282,6 +291,7 @@ class Recorder:
             available=service.available,
             message=message if size <= MESSAGE_KEPT_BYTES_MAX else message[:_EXCERPT_BYTES],
             size=size,
+            cut_json=size > MESSAGE_KEPT_BYTES_MAX and _is_json(message),
             response_time=service.response_time,
             poller_id=service.poller_id,
             partition=service.partition,
@@ -304,6 +314,29 @@ class Recorder:
             while len(self.statuses) > self._statuses_max or self._status_bytes > STATUS_BYTES_KEPT_MAX:
                 self._status_bytes -= len(self.statuses.popleft().message)
                 self.counts["statuses_dropped"] += 1
+
+
+def _is_json(message: bytes) -> bool:
+    try:
+        msgspec.json.decode(message)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True
+
+
+_CHUNK_FIELDS = (
+    "poller_id", "agent_id", "timestamp", "partition", "source_ip", "is_final", "chunk_index", "total_chunks",
+    "kv_store_id",
+)  # fmt: skip
+_PART_FIELDS = ("service_name", "service_type", "agent_id", "poller_id", "partition", "source", "kv_store_id")
+
+
+def _part(chunk: pb.PollerStatusChunk) -> dict[str, object]:
+    services = [
+        {name: getattr(service, name) for name in _PART_FIELDS} | {"size": len(service.message)}
+        for service in chunk.services
+    ]
+    return {name: getattr(chunk, name) for name in _CHUNK_FIELDS} | {"services": services}
 
 
 def reassemble(chunks: Iterable[pb.PollerStatusChunk]) -> tuple[list[pb.ServiceStatus], int]:
