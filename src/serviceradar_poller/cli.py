@@ -28,7 +28,7 @@ EXIT_USAGE = 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that *argv* names and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser()
+    parser = _parser(wants_lab=arguments[:1] == ["lab"])
     args = parser.parse_args(arguments)
     try:
         code: int = args.func(args)
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(*, wants_lab: bool) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="serviceradar-poller",
         description="Polls agents on schedule and reports to core. Without a command, it runs until it is stopped.",
@@ -83,12 +83,12 @@ def _parser() -> argparse.ArgumentParser:
     certs.add_argument("--overwrite", action="store_true", help="replace files that are there")
     certs.set_defaults(func=_certs)
 
-    try:
-        from serviceradar_poller.lab.cli import add_parser
-    except ImportError:  # the lab's libraries are an extra, and not needed to poll
-        pass
-    else:
-        add_parser(commands)
+    lab = commands.add_parser("lab", help="simulated agents and core, for tests and demonstrations")
+    if wants_lab:
+        # Not loaded otherwise: a poller needs neither the lab's modules nor the library that it stands on.
+        from serviceradar_poller.lab.cli import add_commands
+
+        add_commands(lab.add_subparsers(dest="lab_command", required=True))
     return parser
 
 

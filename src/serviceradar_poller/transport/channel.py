@@ -42,6 +42,8 @@ CONNECT_TIMEOUT_MS = 10_000
 DNS_TIMEOUT_MS: Final = 5_000
 #: A call does not join an attempt to connect that is older: its next SYN may be many seconds away.
 ATTEMPT_AGE_S_MAX: Final = 2.0
+#: What TLS buffers of outgoing data a connection: a request is a few hundred bytes, and a report is cut as well.
+TLS_FRAME_BYTES_MAX: Final = 4096
 #: gRPC's clock arithmetic has an end; nothing here waits longer.
 TIMEOUT_S_MAX: Final = 86_400.0
 
@@ -70,6 +72,8 @@ def channel_options(address: Address, server_name: str) -> list[tuple[str, str |
         ("grpc.enable_http_proxy", 0),  # http_proxy in the environment is not meant for agents
         ("grpc.service_config_disable_resolution", 1),
         ("grpc.enable_retries", 0),  # retries are decided above, with a budget
+        ("grpc.enable_channelz", 0),  # 3 KiB of traces a connection that nobody reads
+        ("grpc.tsi.max_frame_size", TLS_FRAME_BYTES_MAX),
         ("grpc.primary_user_agent", f"serviceradar-poller/{__version__}"),
         ("grpc.default_authority", authority),
     ]
