@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from serviceradar_poller.env import SystemClock
@@ -19,7 +21,7 @@ def assert_in_order_with_original_times(made: Site, *, begin: int, end_wall_s: f
     replayed = [report for report in reports if report["timestamp"] < end_wall_s - 1.0]
     assert len(replayed) >= at_least
     cycles = [report["timestamp"] for report in reports if report["transport"] == "unary"]
-    assert all(later - sooner <= 2 for sooner, later in zip(cycles, cycles[1:], strict=False)), "a cycle is missing"
+    assert all(later - sooner <= 2 for sooner, later in itertools.pairwise(cycles)), "a cycle is missing"
 
 
 def test_w5_a_core_that_hangs_from_the_first_report_on_does_not_stop_polling(site: MakeSite) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from serviceradar_poller.testing.process import eventually
@@ -49,7 +51,7 @@ def test_w3_cycles_never_overlap(site: MakeSite) -> None:
     assert all(report["status_count"] == 8 for report in reports[2:]), "only the first may come before slow outcomes"
     sent = made.poller.events("report_sent", kind="cycle")
     ticks = [line["wall_s"] - line["tick_s"] for line in sent]
-    assert all(later - sooner > 0.9 for sooner, later in zip(ticks, ticks[1:], strict=False)), ticks
+    assert all(later - sooner > 0.9 for sooner, later in itertools.pairwise(ticks)), ticks
 
 
 def test_w4_agents_that_do_not_answer_delay_nobody(site: MakeSite) -> None:

@@ -61,7 +61,7 @@ def test_w11_results_without_an_agent_id_get_the_configured_one(site: MakeSite) 
 
 @pytest.mark.parametrize("results", [False, True], ids=["status", "results"])
 def test_w12_a_split_message_keeps_its_fields_in_every_chunk(site: MakeSite, results: bool) -> None:
-    """W12: a message above 3 MiB comes in chunks that all have source, kv_store_id and ids, and core puts it together."""
+    """W12: a message above 3 MiB comes in chunks that all have source, kv_store_id and ids; core puts it together."""
     check: dict[str, object] = {"service_type": "grpc", "service_name": "big", "details": "192.0.2.7:1"}
     if results:
         check["results_interval"] = "1s"

@@ -1,0 +1,88 @@
+"""How often an agent is called: retries only where they can help, health once a connection, results again soon."""
+
+from __future__ import annotations
+
+import pytest
+
+from serviceradar_poller.testing.process import eventually
+from serviceradar_poller.testing.site import MakeSite, Site
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+SYSMON = {"service_type": "grpc", "service_name": "sysmon", "details": "192.0.2.7:50083"}
+
+
+def status_calls(made: Site, agent: str) -> int:
+    """Return how many GetStatus calls the agent has had."""
+    return int(made.agents.agent(agent)["calls"].get("status", 0))
+
+
+@pytest.mark.parametrize("code", ["UNIMPLEMENTED", "NOT_FOUND", "INVALID_ARGUMENT", "INTERNAL", "PERMISSION_DENIED"])
+def test_w20_codes_that_a_retry_can_not_help_cost_one_call_and_no_delay(site: MakeSite, code: str) -> None:
+    """W20: an agent that answers with such a code is called once per check and cycle."""
+    made = site(1, checks=[SYSMON], faults={"agent-0001": f"error:code={code},message=not here"})
+    lines = made.poller.await_event("check_finished", agent="agent-0001", count=3)
+    asked = [line for line in lines if line["reason"] != "breaker_open"]
+    assert all(line["outcome"] == "failed" and line["attempts"] == 1 for line in asked), asked
+    assert all(line["latency_s"] < 0.15 for line in asked), asked
+    assert status_calls(made, "agent-0001") <= len(made.poller.events("check_finished", agent="agent-0001")) + 1
+    status = made.await_status("agent-0001", "sysmon", lambda status: not status["available"])
+    assert "not here" in str(status["message"]["data"]) or code == "PERMISSION_DENIED"
+
+
+def test_w20_unavailable_is_tried_again_within_a_budget(site: MakeSite) -> None:
+    """W20: UNAVAILABLE is retried, and when it lasts the retries become a fraction of the calls."""
+    made = site(
+        1,
+        faults={"agent-0001": "error:code=UNAVAILABLE"},
+        config={"resilience": {"breaker": {"failures": 10_000}, "retry": {"delay": "20ms"}}},
+    )
+    lines = made.poller.await_event("check_finished", agent="agent-0001", count=16)[:16]
+    retries = [line["attempts"] - 1 for line in lines]
+    assert retries[0] == 2, "three attempts at first"
+    assert sum(retries) <= 10 + 0.1 * len(lines) + 1, retries
+    assert sum(retries[-4:]) <= 2, "the budget is used up"
+
+    made.agents.clear_fault()
+    made.await_status("agent-0001", "ping", lambda status: status["available"])
+
+
+def test_w20_a_retry_hides_a_moment_of_trouble(site: MakeSite) -> None:
+    """W20: where the agent is well again by the second attempt, core never sees the check fail."""
+    made = site(1, checks=[SYSMON], config={"resilience": {"retry": {"delay": "400ms"}}}, interval="3s")
+    made.await_status("agent-0001", "sysmon", lambda status: status["available"])
+    calls = status_calls(made, "agent-0001")
+    mark = made.poller.mark()
+    made.agents.set_fault("agent-0001", "error", code="UNAVAILABLE")
+    eventually(lambda: status_calls(made, "agent-0001") > calls, "the agent is called")
+    made.agents.clear_fault()
+    line = made.poller.await_event("check_finished", agent="agent-0001", since=mark)[0]
+    assert (line["outcome"], line["attempts"]) == ("available", 2)
+
+
+def test_w21_health_is_asked_once_a_connection_even_where_its_name_is_unknown(site: MakeSite) -> None:
+    """W21: a sync service knows no ``AgentService``; that costs one health call when it connects, and none per cycle."""
+    made = site(2, checks=[SYSMON], sync=["agent-0001"])
+    made.poller.await_event("check_finished", agent="agent-0001", outcome="available")
+    made.await_reports(5)
+    for agent in ("agent-0001", "agent-0002"):
+        shown = made.agents.agent(agent)
+        assert shown["calls"]["health"] <= 2, shown["calls"]
+        assert shown["calls"]["status"] >= 4
+    lines = made.poller.events("check_finished", agent="agent-0001")
+    assert all(line["outcome"] == "available" for line in lines)
+    assert max(line["latency_s"] for line in lines[1:]) < 0.3
+
+
+def test_w22_results_that_failed_are_asked_for_again_soon(site: MakeSite) -> None:
+    """W22: with an interval of ten minutes, results that failed at first are in core seconds after the agent is well."""
+    made = site(
+        1, checks=[{**SYSMON, "results_interval": "10m"}], faults={"agent-0001": "error:code=INTERNAL,methods=results"}
+    )
+    failed = made.poller.await_event("check_finished", kind="results", outcome="failed")[0]
+    told = made.await_status("agent-0001", "sysmon", lambda status: not status["available"])
+    assert "simulated fault" in str(told["message"]["data"])
+    made.agents.clear_fault()
+    good = made.poller.await_event("check_finished", kind="results", outcome="available", timeout_s=10.0)[0]
+    assert good["wall_s"] - failed["wall_s"] < 9.0
+    made.await_status("agent-0001", "sysmon", lambda status: status["available"])
