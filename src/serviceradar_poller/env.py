@@ -58,9 +58,7 @@ class CoreClient(Protocol):
         """Send a report in one call."""
         ...
 
-    async def stream_status(
-        self, chunks: Sequence[PollerStatusChunk], *, timeout_s: float
-    ) -> PollerStatusResponse:
+    async def stream_status(self, chunks: Sequence[PollerStatusChunk], *, timeout_s: float) -> PollerStatusResponse:
         """Send a report as a stream of chunks."""
         ...
 

@@ -2,81 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
-
 import asyncio
+import json
 
-from serviceradar_poller.app.poller import Poller, new_poller, start_poller
-from serviceradar_poller.config.model import (
-    AgentConfig,
-    CheckConfig,
-    PollerConfig,
-    ReportingConfig,
-    ResilienceConfig,
-    SchedulingConfig,
-)
-from serviceradar_poller.env import Event
 from serviceradar_poller.events.kernel import ChildExited, ChildQuarantined
 from serviceradar_poller.events.polling import AgentConnected, AgentLost, CheckFinished, CoreLost
-from serviceradar_poller.testing.fakes import FakeTransport, fake_env
+from serviceradar_poller.testing.fakes import REFUSED
 from serviceradar_poller.testing.simloop import run
+from serviceradar_poller.testing.simsite import SimSite, agent_config, site_config, until
 
 INTERVAL_S = 10.0
-PING = CheckConfig(service_type="icmp", service_name="ping", details="9.9.9.9")
-UNIT = CheckConfig(service_type="process", service_name="unit", details="sshd")
-
-
-def _config(agents: Iterable[AgentConfig], *, interval_s: float = INTERVAL_S) -> PollerConfig:
-    return PollerConfig(
-        agents=tuple(agents),
-        core_address="core:50052",
-        poller_id="p1",
-        poll_interval_s=interval_s,
-        scheduling=SchedulingConfig(spread_window_s=1.0, check_timeout_s=interval_s),
-        reporting=ReportingConfig(deadline_s=5.0, call_timeout_s=10.0),
-        resilience=ResilienceConfig(),
-    )
-
-
-def _agent(name: str, *checks: CheckConfig) -> AgentConfig:
-    return AgentConfig(name=name, address=f"{name}:50051", checks=checks or (PING, UNIT))
-
-
-class Site:
-    """A poller among fakes."""
-
-    def __init__(self, config: PollerConfig, *, seed: int = 0) -> None:
-        self.transport = FakeTransport()
-        for agent in config.agents:
-            self.transport.add_agent(agent.name)
-        self.core = self.transport.the_core
-        self.events: list[Event] = []
-        self.env = fake_env(self.transport, self.events, seed=seed)
-        self.config = config
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[Poller]:
-        poller = new_poller(self.config, self.env, source_ip="127.0.0.1")
-        tree = await start_poller(poller)
-        try:
-            yield poller
-        finally:
-            await tree.stop()
-
-    def told(self) -> dict[tuple[str, str], bool]:
-        return {key: status.available for key, status in self.core.latest().items()}
-
-    def of(self, kind: type[Event]) -> list[Event]:
-        return [event for event in self.events if isinstance(event, kind)]
 
 
 def test_a_cycle_reaches_core_in_one_call() -> None:
     """The first report registers by a stream; then each cycle is one unary call with every check."""
 
     async def main() -> None:
-        site = Site(_config([_agent("a"), _agent("b")]))
+        site = SimSite(site_config([agent_config("a"), agent_config("b")]))
         async with site.running():
             await asyncio.sleep(25.0)
         transports = [transport for _, transport, _, _ in site.core.reports]
@@ -91,8 +33,8 @@ def test_one_hung_agent_delays_nobody() -> None:
     """W4: an agent that accepts and never answers costs only its own checks."""
 
     async def main() -> None:
-        site = Site(_config([_agent(f"a{n}") for n in range(20)]))
-        site.transport.agents["a7:50051"].hang = True
+        site = SimSite(site_config([agent_config(f"a{n}") for n in range(20)]))
+        site.agents["a7"].hang = True
         async with site.running():
             await asyncio.sleep(45.0)
         for event in site.of(CheckFinished):
@@ -112,20 +54,17 @@ def test_every_agent_down_at_boot_is_a_state() -> None:
     """All agents unreachable: the start succeeds, every check has an outcome that says why, and all come back."""
 
     async def main() -> None:
-        site = Site(_config([_agent("a"), _agent("b")]))
-        agents = dict(site.transport.agents)
+        site = SimSite(site_config([agent_config("a"), agent_config("b")]))
+        agents = site.agents
         for agent in agents.values():
-            agent.error = _refused()
+            agent.error = REFUSED
         async with site.running():
             await asyncio.sleep(25.0)
             assert set(site.told().values()) == {False}
             assert len(site.of(AgentLost)) == 2
             for agent in agents.values():
                 agent.error = None
-            back_s = asyncio.get_running_loop().time()
-            while set(site.told().values()) != {True}:
-                await asyncio.sleep(0.05)
-            assert asyncio.get_running_loop().time() - back_s < 5.0 + 3.6
+            await until(lambda: set(site.told().values()) == {True}, within_s=5.0 + 3.6)
         assert len(site.of(AgentConnected)) == 2
 
     run(main())
@@ -135,31 +74,28 @@ def test_an_agent_back_after_20_s_is_told_good_within_5_s() -> None:
     """With a 30 s interval, the outage ends for core when it ends, not at the next tick."""
 
     async def main(seed: int) -> float:
-        site = Site(_config([_agent(f"a{n}") for n in range(5)], interval_s=30.0), seed=seed)
-        agent = site.transport.agents["a2:50051"]
+        site = SimSite(site_config([agent_config(f"a{n}") for n in range(5)], interval_s=30.0), seed=seed)
+        agent = site.agents["a2"]
         async with site.running():
-            await asyncio.sleep(31.5)  # within a cycle, so that the outage is seen at once
-            agent.error = _refused()
-            await asyncio.sleep(40.0)
+            await asyncio.sleep(28.0)  # the next cycle notices the outage
+            agent.error = REFUSED
+            await asyncio.sleep(20.0)
             assert site.told()["a2", "ping"] is False
             agent.error = None
-            back_s = asyncio.get_running_loop().time()
-            while not site.told()["a2", "ping"]:
-                await asyncio.sleep(0.01)
-            return asyncio.get_running_loop().time() - back_s
+            return await until(lambda: site.told()["a2", "ping"])
 
-    assert max(run(main(seed)) for seed in range(10)) < 10.0
+    assert max(run(main(seed)) for seed in range(20)) < 5.0
 
 
 def test_core_down_is_reported_in_order_when_it_is_back() -> None:
     """While core is away reports wait, sealed, with their own timestamps; they arrive oldest first."""
 
     async def main() -> None:
-        site = Site(_config([_agent("a")]))
+        site = SimSite(site_config([agent_config("a")]))
         async with site.running():
             await asyncio.sleep(12.0)
             before = len(site.core.reports)
-            site.core.error = _refused()
+            site.core.error = REFUSED
             await asyncio.sleep(60.0)
             assert len(site.core.reports) == before
             site.core.error = None
@@ -168,7 +104,7 @@ def test_core_down_is_reported_in_order_when_it_is_back() -> None:
             stamps = [timestamp for _, _, timestamp, _ in later]
             assert stamps == sorted(stamps)
             assert stamps[-1] - stamps[0] >= 50
-            assert len({stamp for stamp in stamps}) >= 6
+            assert len(set(stamps)) >= 6
         assert len(site.of(CoreLost)) == 1
 
     run(main())
@@ -178,8 +114,8 @@ def test_stop_flushes_what_core_has_not_seen() -> None:
     """W25: an outcome that came in after the last report still reaches core when the poller stops."""
 
     async def main() -> None:
-        site = Site(_config([_agent("a"), _agent("slow")]))
-        site.transport.agents["slow:50051"].latency_s = 7.0
+        site = SimSite(site_config([agent_config("a"), agent_config("slow")]))
+        site.agents["slow"].latency_s = 7.0
         async with site.running():
             await asyncio.sleep(9.0)
             assert ("slow", "ping") not in site.told()
@@ -188,11 +124,11 @@ def test_stop_flushes_what_core_has_not_seen() -> None:
     run(main())
 
 
-def test_a_crashing_child_disturbs_no_other_agent() -> None:
+def test_a_crashing_child_disturbs_no_otheragent_config() -> None:
     """An exception injected into every kind of child of one agent: no other agent's check is late, all recover."""
 
     async def main() -> None:
-        site = Site(_config([_agent(f"a{n}") for n in range(10)]))
+        site = SimSite(site_config([agent_config(f"a{n}") for n in range(10)]))
         async with site.running() as poller:
             assert poller.tree is not None
             await asyncio.sleep(3.0)
@@ -215,7 +151,7 @@ def test_every_supervisor_and_service_survives_a_crash() -> None:
     """Reporter, roster, agents' supervisor, and the parts of the root: each crash is followed by good reports."""
 
     async def main() -> None:
-        site = Site(_config([_agent(f"a{n}") for n in range(5)]))
+        site = SimSite(site_config([agent_config(f"a{n}") for n in range(5)]))
         async with site.running() as poller:
             assert poller.tree is not None
             await asyncio.sleep(3.0)
@@ -239,7 +175,7 @@ def test_an_agent_that_keeps_crashing_is_quarantined_alone() -> None:
     """A coordinator over its budget is built again later; core is told that its checks are silent."""
 
     async def main() -> None:
-        site = Site(_config([_agent("good"), _agent("bad")]))
+        site = SimSite(site_config([agent_config("good"), agent_config("bad")]))
 
         async with site.running() as poller:
             assert poller.tree is not None
@@ -253,12 +189,3 @@ def test_an_agent_that_keeps_crashing_is_quarantined_alone() -> None:
             assert site.told()["bad", "ping"]
 
     run(main())
-
-
-def _refused() -> "CallError":
-    from serviceradar_poller.testing.fakes import REFUSED
-
-    return REFUSED
-
-
-from serviceradar_poller.errors import CallError  # noqa: E402

@@ -25,6 +25,9 @@ from serviceradar_poller.logic.breaker import (
 )
 from serviceradar_poller.otp import Actor, Ref, Timer
 
+#: A shorter timer would only spin.
+TIMER_S_MIN = 0.001
+
 
 class SecureCircuitBreaker(Actor[BreakerMessage]):
     """One agent's breaker."""
@@ -53,6 +56,7 @@ class SecureCircuitBreaker(Actor[BreakerMessage]):
             case BreakerTimer():
                 self._timer = None
                 self._move(on_timer(breaker, self._settings, now_s), "time for a trial")
+                self._arm()  # a loop may run a timer a hair before its time
 
     def _move(self, breaker: Breaker, cause: str) -> None:
         before, self._slot.breaker = self._slot.breaker, breaker
@@ -72,7 +76,7 @@ class SecureCircuitBreaker(Actor[BreakerMessage]):
             self._timer = None
         at_s = trial_at_s(self._slot.breaker, self._settings)
         if at_s is not None:
-            self._timer = self.send_after(max(at_s - self.system.now(), 0.0), BreakerTimer())
+            self._timer = self.send_after(max(at_s - self.system.now(), TIMER_S_MIN), BreakerTimer())
 
     def _ask_for_trial(self) -> None:
         connection = self.system.whereis(self._connection_path)

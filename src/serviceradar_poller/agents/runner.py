@@ -37,6 +37,8 @@ from serviceradar_poller.logic.schedule import (
 )
 from serviceradar_poller.otp import Actor, ExitReason, Ref, Timer
 
+#: A shorter timer would only spin.
+TIMER_S_MIN = 0.001
 #: Runs under way may end by themselves for so long when the runner is told to stop; then they are cut.
 STOP_GRACE_S = 1.0
 
@@ -129,7 +131,7 @@ class CheckRunner(Actor[RunnerMessage]):
             self._timer = None
         self._armed_s = at_s
         if at_s is not None:
-            self._timer = self.send_after(max(at_s - self.system.now(), 0.0), RunDue())
+            self._timer = self.send_after(max(at_s - self.system.now(), TIMER_S_MIN), RunDue())
 
     def _run_due(self) -> None:
         self._schedule, dues = due(self._schedule, self.system.now())

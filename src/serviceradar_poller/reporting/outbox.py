@@ -15,7 +15,7 @@ from serviceradar_poller.logic.reports import Position, ReportKind
 from serviceradar_poller.wire.messages import ServiceStatus
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)  # a report is itself, whatever another one holds
 class SealedReport:
     """
     A report on its way to core.

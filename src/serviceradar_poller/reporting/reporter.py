@@ -30,13 +30,15 @@ from serviceradar_poller.logic.backoff import BackoffSettings, delay_s
 from serviceradar_poller.logic.calls import Call, ReportHead, StreamCall, plan_calls, register_call
 from serviceradar_poller.logic.reports import CheckId, Cut, ReportBook
 from serviceradar_poller.logic.schedule import Timetable
-from serviceradar_poller.otp import Actor, ExitReason
+from serviceradar_poller.otp import Actor, ExitReason, Timer
 from serviceradar_poller.reporting.inbox import OutcomeInbox
 from serviceradar_poller.reporting.outbox import Outbox, SealedReport
 from serviceradar_poller.wire.codec import status_size
 
 #: Outcomes are taken in at most this often, so that a busy cycle costs a few messages and not thousands.
 DRAIN_INTERVAL_S = 0.05
+#: A shorter timer would only spin.
+TIMER_S_MIN = 0.001
 #: Delay between attempts while core can't be reached.
 CORE_BACKOFF = BackoffSettings(min_s=0.5, max_s=10.0)
 #: A report that core answers with an error of its own is given up after this many attempts.
@@ -99,8 +101,13 @@ class OutcomesReady:
 
 
 @dataclass(frozen=True, slots=True)
-class Wake:
-    """Look at inbox, book and outbox."""
+class TakeIn:
+    """Outcomes have waited long enough: take them in together."""
+
+
+@dataclass(frozen=True, slots=True)
+class CutDue:
+    """A report may be due."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +130,7 @@ class ReconnectCore:
     """Build the connection anew, with the credentials that are on disk now."""
 
 
-Message = OutcomesReady | Wake | Retry | CallDone | ReconnectCore
+Message = OutcomesReady | TakeIn | CutDue | Retry | CallDone | ReconnectCore
 
 
 class CoreReporter(Actor[Message]):
@@ -140,8 +147,9 @@ class CoreReporter(Actor[Message]):
         self._candidate: CoreClient | None = None  # with new credentials, not proven yet
         self._sending: asyncio.Task[CallDone] | None = None
         self._waiting = False  # for the Retry after a failed attempt
-        self._draining = False  # a Wake for the inbox is on its way
-        self._wake_s = float("inf")
+        self._draining = False  # a TakeIn is on its way
+        self._timer: Timer | None = None  # for the next CutDue
+        self._timer_s = 0.0
 
     async def init(self) -> None:
         """Take over what waits; nothing connects yet."""
@@ -154,10 +162,12 @@ class CoreReporter(Actor[Message]):
             case OutcomesReady():
                 if not self._draining:
                     self._draining = True
-                    self.send_after(DRAIN_INTERVAL_S, Wake())
+                    self.send_after(DRAIN_INTERVAL_S, TakeIn())
                 return
-            case Wake():
+            case TakeIn():
                 pass
+            case CutDue():
+                self._timer = None
             case Retry():
                 self._waiting = False
             case CallDone():
@@ -190,10 +200,13 @@ class CoreReporter(Actor[Message]):
 
     def _schedule(self, now_s: float) -> None:
         at_s = self._state.book.next_cut_s(now_s)
-        # One timer for the earliest time; a later one that is no longer wanted costs a look, never a report.
-        if not now_s < self._wake_s <= at_s:
-            self._wake_s = at_s
-            self.send_after(max(at_s - now_s, 0.001), Wake())
+        if self._timer is not None:
+            if self._timer_s <= at_s:
+                return  # it costs a look too many, never a report too late
+            self._timer.cancel()
+        self._timer_s = at_s
+        # A loop may run a timer a hair before its time: never look again within the same instant.
+        self._timer = self.send_after(max(at_s - now_s, TIMER_S_MIN), CutDue())
 
     def _seal(self, cut: Cut, now_s: float) -> None:
         tick_s = None

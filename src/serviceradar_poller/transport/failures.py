@@ -91,7 +91,7 @@ def from_status(code: int, details: str, *, peer: str, secure: bool, ready: bool
     if status is GrpcCode.DEADLINE_EXCEEDED and details == "Deadline Exceeded":
         if ready:
             return deadline(peer, timeout_s)
-        return _error(Layer.TCP, status, "connect_timeout", f"{peer}: no connection within {timeout_s:g} s")
+        return _error(Layer.TCP, status, "connect_timeout", f"{peer}: no connection within {timeout_s:.3g} s")
     if match := _HTTP_STATUS.match(details):
         return _error(Layer.HTTP2, status, "protocol", f"{peer}: HTTP status {match['status']}, not a gRPC server")
     return _error(Layer.GRPC, status, status.name.lower(), details or status.name)
@@ -103,7 +103,7 @@ def deadline(peer: str, timeout_s: float) -> CallError:
         Layer.DEADLINE,
         GrpcCode.DEADLINE_EXCEEDED,
         "timeout",
-        f"{peer}: no answer within {max(timeout_s, 0.0):g} s",
+        f"{peer}: no answer within {max(timeout_s, 0.0):.3g} s",
     )
 
 

@@ -1,0 +1,284 @@
+"""The reporter among a core that refuses, hangs, says no, and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from itertools import pairwise
+
+from serviceradar_poller.config.model import (
+    CheckConfig,
+    PollerConfig,
+    ReportMode,
+    SecurityConfig,
+    SecurityMode,
+    TlsConfig,
+)
+from serviceradar_poller.errors import CallError, GrpcCode, Layer
+from serviceradar_poller.events.polling import (
+    CoreConnected,
+    CoreLost,
+    CredentialsRejected,
+    CredentialsRenewed,
+    ReportDropped,
+    ReportFailed,
+    ReportSent,
+)
+from serviceradar_poller.otp import Ref
+from serviceradar_poller.reporting.reporter import REFUSALS_MAX, ReconnectCore
+from serviceradar_poller.testing.fakes import REFUSED
+from serviceradar_poller.testing.simloop import SimLoop, run
+from serviceradar_poller.testing.simsite import SimSite, agent_config, now_s, site_config, until
+from serviceradar_poller.wire.messages import ResultsRequest, ResultsResponse
+
+INTERVAL_S = 10.0
+INTERNAL = CallError(layer=Layer.GRPC, code=GrpcCode.INTERNAL, reason="internal", detail="database failure")
+UNIMPLEMENTED = CallError(layer=Layer.GRPC, code=GrpcCode.UNIMPLEMENTED, reason="unimplemented", detail="no streams")
+
+
+def _config(count: int = 2) -> PollerConfig:
+    return site_config([agent_config(f"a{n}") for n in range(count)])
+
+
+def _with_reporting(config: PollerConfig, **fields: object) -> PollerConfig:
+    return replace(config, reporting=replace(config.reporting, **fields))  # type: ignore[arg-type]
+
+
+def test_w5_a_core_that_hangs_is_left_after_the_deadline() -> None:
+    """W5: every call to core has a deadline; polling goes on meanwhile, and what waited arrives later."""
+
+    async def main() -> None:
+        site = SimSite(_config())
+        site.core.hang = True
+        async with site.running():
+            await asyncio.sleep(35.0)
+            assert len(site.of(CoreLost)) == 1
+            assert any(event.reason == "timeout" for event in site.of(ReportFailed))
+            assert len(site.agents["a0"].requests) >= 6
+            site.core.hang = False
+            await until(lambda: len(site.core.reports) >= 4, within_s=15.0)
+            assert len(site.of(CoreConnected)) == 1
+
+    run(main())
+
+
+def test_a_backlog_arrives_oldest_first_with_its_own_times() -> None:
+    """Each report keeps the time at which it was sealed, however late it arrives."""
+
+    async def main() -> None:
+        site = SimSite(_config())
+        async with site.running():
+            await asyncio.sleep(5.0)
+            site.core.reports.clear()
+            site.core.error = REFUSED
+            await asyncio.sleep(50.0)
+            site.core.error = None
+            await asyncio.sleep(15.0)
+        stamps = [timestamp for _, transport, timestamp, _ in site.core.reports if transport == "unary"]
+        assert stamps == sorted(stamps)
+        gaps = {second - first for first, second in pairwise(stamps)}
+        assert gaps <= {9, 10, 11}, gaps
+
+    run(main())
+
+
+def test_the_first_report_and_the_first_after_an_outage_register() -> None:
+    """Core learns of a poller by a stream only, and may have forgotten it while it was away."""
+
+    async def main() -> None:
+        site = SimSite(_config())
+        async with site.running():
+            await asyncio.sleep(25.0)
+            site.core.error = REFUSED
+            await asyncio.sleep(20.0)
+            site.core.error = None
+            await asyncio.sleep(20.0)
+        streams = [statuses for _, transport, _, statuses in site.core.reports if transport == "stream"]
+        assert len(streams) == 2
+        assert all({status.agent_id for status in statuses} == {"a0"} for statuses in streams)
+        assert [event.kind for event in site.of(ReportSent)].count("register") == 2
+
+    run(main())
+
+
+def test_a_core_without_streams_still_gets_reports() -> None:
+    """When registering is refused for good, reports go without it."""
+
+    async def main() -> None:
+        site = SimSite(_config())
+        site.core.stream_error = UNIMPLEMENTED
+        async with site.running():
+            await until(lambda: site.core.reports, within_s=60.0)
+            assert site.core.reports[0][1] == "unary"
+            assert not site.of(ReportDropped)
+
+    run(main())
+
+
+def test_a_report_that_core_refuses_again_and_again_is_given_up_and_counted() -> None:
+    """An error of core's own about a report does not block the ones behind it for ever."""
+
+    async def main() -> None:
+        site = SimSite(_config())
+        async with site.running() as poller:
+            await asyncio.sleep(5.0)
+            site.core.error = INTERNAL
+            await until(lambda: site.of(ReportDropped), within_s=120.0)
+            assert len([event for event in site.of(ReportFailed) if event.reason == "internal"]) == REFUSALS_MAX
+            assert poller.reporting.dropped_statuses == site.of(ReportDropped)[0].statuses
+            assert not site.of(CoreLost)
+            site.core.error = None
+            before = len(site.core.reports)
+            await until(lambda: len(site.core.reports) > before, within_s=20.0)
+
+    run(main())
+
+
+def test_received_false_is_not_acceptance() -> None:
+    """A report that core answers with received=false goes again."""
+
+    async def main() -> None:
+        site = SimSite(_config())
+        site.core.received = False
+        async with site.running():
+            await until(lambda: site.of(ReportFailed), within_s=10.0)
+            assert site.of(ReportFailed)[0].reason == "not_received"
+            site.core.received = True
+            await until(lambda: site.core.reports, within_s=10.0)
+
+    run(main())
+
+
+def test_the_queue_is_bounded_and_drops_are_counted() -> None:
+    """With core away for long, the oldest reports go, and nothing grows."""
+
+    async def main() -> None:
+        site = SimSite(_with_reporting(_config(), queue_reports_max=5))
+        site.core.error = REFUSED
+        async with site.running() as poller:
+            await asyncio.sleep(200.0)
+            assert len(poller.reporting.outbox) <= 5
+            assert {event.reason for event in site.of(ReportDropped)} == {"queue_full"}
+            assert poller.reporting.dropped_statuses == sum(event.statuses for event in site.of(ReportDropped))
+            site.core.error = None
+            await until(lambda: len(poller.reporting.outbox) == 0, within_s=30.0)
+
+    run(main())
+
+
+def test_batches_close_on_size() -> None:
+    """In batch mode outcomes leave in batches of the size agreed."""
+
+    async def main() -> None:
+        config = _with_reporting(_config(10), mode=ReportMode.BATCH, batch_size=6, batch_interval_s=5.0)
+        site = SimSite(config)
+        async with site.running():
+            await asyncio.sleep(9.0)
+        sizes = [len(statuses) for _, transport, _, statuses in site.core.reports if transport == "unary"]
+        assert sum(sizes) == 20
+        assert sizes.count(6) == 3
+
+    run(main())
+
+
+def test_positions_move_only_when_core_has_the_result() -> None:
+    """A results check asks from where core's knowledge ends, not from what was once read."""
+    results = CheckConfig(service_type="grpc", service_name="sysmon", details="x:1", results_interval_s=10.0)
+
+    async def main() -> None:
+        site = SimSite(site_config([agent_config("a", results)]))
+        sequence = iter(range(1, 100))
+        agent = site.agents["a"]
+        agent.results = lambda request: ResultsResponse(
+            available=True, data=b"{}", has_new_data=True, current_sequence=str(next(sequence))
+        )
+        site.core.error = REFUSED
+        async with site.running():
+            await asyncio.sleep(25.0)
+            asked = [request.last_sequence for request in agent.requests if isinstance(request, ResultsRequest)]
+            assert asked == [""] * len(asked)
+            assert len(asked) >= 2
+            site.core.error = None
+            await asyncio.sleep(30.0)
+        asked = [request.last_sequence for request in agent.requests if isinstance(request, ResultsRequest)]
+        assert asked[-1] not in ("", "1")
+
+    run(main())
+
+
+def test_w25_the_last_report_is_flushed_and_the_flush_is_bounded() -> None:
+    """W25: a stop sends what waits when core can take it, and ends in time when it can't."""
+
+    async def stop_with(core_hangs: bool) -> tuple[float, int]:
+        site = SimSite(_config())
+        async with site.running() as poller:
+            await asyncio.sleep(5.0)
+            site.core.error = REFUSED
+            await asyncio.sleep(20.0)
+            assert len(poller.reporting.outbox) >= 2
+            site.core.error = None
+            site.core.hang = core_hangs
+            assert poller.tree is not None
+            begin_s = now_s()
+            await poller.tree.stop()
+            return now_s() - begin_s, len(poller.reporting.outbox)
+
+    async def main() -> None:
+        took_s, left = await stop_with(core_hangs=False)
+        assert (left, took_s < 3.0) == (0, True)
+        took_s, left = await stop_with(core_hangs=True)
+        assert left >= 2
+        assert took_s <= 10.1
+
+    run(main())
+
+
+def test_new_credentials_are_proven_before_the_old_connection_goes() -> None:
+    """A good renewal moves reports over; a bad one is told, and the old connection goes on."""
+
+    async def main() -> None:
+        config = replace(_config(), security=SecurityConfig(mode=SecurityMode.MTLS, tls=TlsConfig(cert_file="/none")))
+        site = SimSite(config)
+        async with site.running() as poller:
+            assert poller.tree is not None
+            await asyncio.sleep(5.0)
+            reporter = poller.tree.system.whereis("poller/reporting/core-reporter")
+            assert isinstance(reporter, Ref)
+            site.transport.unusable["core:50052"] = CallError(
+                layer=Layer.CONFIG, code=GrpcCode.FAILED_PRECONDITION, reason="credentials", detail="key mismatch"
+            )
+            reporter.cast(ReconnectCore())
+            await until(lambda: site.of(CredentialsRejected), within_s=1.0)
+            before = len(site.core.reports)
+            await until(lambda: len(site.core.reports) > before, within_s=15.0)
+            site.transport.unusable.clear()
+            reporter.cast(ReconnectCore())
+            await until(lambda: site.of(CredentialsRenewed), within_s=15.0)
+            before = len(site.core.reports)
+            await until(lambda: len(site.core.reports) > before, within_s=15.0)
+        assert not site.of(CoreLost)
+
+    run(main())
+
+
+def test_no_timer_is_lost_or_left_over() -> None:
+    """Reports go on whatever moment the loop looks at its timers, and timers don't pile up with the changes."""
+
+    async def main() -> None:
+        site = SimSite(_config())
+        async with site.running():
+            loop = asyncio.get_running_loop()
+            assert isinstance(loop, SimLoop)
+            await asyncio.sleep(5.0)
+            counts = []
+            for turn in range(40):
+                site.agents["a0"].error = REFUSED if turn % 2 else None
+                # Steps that are no fraction of anything, so that timers meet every rounding.
+                for _ in range(100):
+                    await asyncio.sleep(0.0701)
+                counts.append(len(loop.pending_timers()))
+            assert max(counts[20:]) <= max(counts[:20]) + 2
+            cycles = [event for event in site.of(ReportSent) if event.kind == "cycle"]
+            assert len(cycles) == int(now_s() // INTERVAL_S) + (now_s() % INTERVAL_S > 1.5)
+
+    run(main())
