@@ -259,8 +259,6 @@ class Process(Child):
                 task.exception()  # retrieved: its end was reported when it was given up
             return
         self.exit = self._reason_of(task)
-        if not self.stopping and not self.killed:
-            self._disarm()  # the start's timeout, or the grace of a cleanup that is over
         if self._helpers:
             self._reap_helpers()
         else:
