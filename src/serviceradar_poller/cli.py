@@ -57,7 +57,7 @@ def _parser(*, wants_lab: bool) -> argparse.ArgumentParser:
     parser.add_argument("--onboarding-token", "-onboarding-token", default="", help=argparse.SUPPRESS)
     parser.add_argument("--kv-endpoint", "-kv-endpoint", default="", help=argparse.SUPPRESS)
     parser.set_defaults(func=_run)
-    commands = parser.add_subparsers(title="commands", metavar="")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     check = commands.add_parser("check", help="validate a configuration, certificates included, and print it whole")
     check.add_argument("config_file", metavar="CONFIG")

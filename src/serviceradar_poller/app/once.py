@@ -27,6 +27,8 @@ from serviceradar_poller.wire.messages import ResultsRequest, StatusRequest
 EXIT_NOT_AVAILABLE = 4
 #: Agents asked at once.
 AGENTS_AT_ONCE = 64
+#: Failed checks named in the explanation of one agent.
+CHECKS_EXPLAINED_MAX = 5
 #: A message is shown up to this many characters in the table.
 MESSAGE_SHOWN_MAX = 200
 
@@ -134,6 +136,8 @@ async def _poll(
                     transport=transport,
                     clock=clock,
                 )
+                if all(step.state is StepState.OK for step in found.steps):
+                    found.steps.append(_application_step(found.answers))
             return found
 
     async with asyncio.TaskGroup() as group:
@@ -270,10 +274,32 @@ def _print(found: Sequence[AgentAnswers], out: TextIO) -> None:
             )
     console.print(table)
     for one in found:
-        if not one.steps:
-            continue
-        console.print()
-        console.print(Text(f"why {one.agent} ({one.address}) does not answer, layer by layer", style="bold"))
-        for step in one.steps:
-            style = {StepState.OK: "green", StepState.FAILED: "red", StepState.SKIPPED: "dim"}[step.state]
-            console.print(Text(f"  {step.name:<14}"), Text(f"{step.state:<8}", style=style), Text(step.detail), sep="")
+        if one.steps:
+            console.print()
+            console.print(Text(f"the way to {one.agent} ({one.address}), layer by layer", style="bold"))
+            console.print(_steps(one.steps))
+
+
+def _steps(steps: Sequence[ProbeStep]) -> Table:
+    styles = {StepState.OK: "green", StepState.FAILED: "red", StepState.SKIPPED: "dim"}
+    table = Table.grid(padding=(0, 2))
+    table.add_column(min_width=13)
+    table.add_column(min_width=7)
+    table.add_column(overflow="fold")
+    for step in steps:
+        table.add_row(f"  {step.name}", Text(step.state, style=styles[step.state]), Text(step.detail))
+    return table
+
+
+def _application_step(answers: Sequence[Answer]) -> ProbeStep:
+    """Return the layer above gRPC's own health: what came of the checks themselves."""
+    failed = [answer for answer in answers if answer.layer]
+    detail = "; ".join(f"{answer.check}: {answer.reason}: {answer.error}" for answer in failed[:CHECKS_EXPLAINED_MAX])
+    if len(failed) > CHECKS_EXPLAINED_MAX:
+        detail += f"; and {len(failed) - CHECKS_EXPLAINED_MAX} more"
+    return ProbeStep(
+        name="application",
+        state=StepState.FAILED,
+        duration_s=max((answer.latency_s for answer in failed), default=0.0),
+        detail=detail,
+    )
