@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import signal
+import threading
 
 import pytest
 
@@ -54,6 +56,19 @@ def test_w3_cycles_never_overlap(site: MakeSite) -> None:
     assert all(later - sooner > 0.9 for sooner, later in itertools.pairwise(ticks)), ticks
 
 
+def test_a_program_that_stands_still_is_found_late(site: MakeSite) -> None:
+    """What these tests call late is seen: a poller stopped for longer than 100 ms is not excused by a busy machine."""
+    made = site(10)
+    made.await_reports(2)
+    mark = made.poller.mark()
+    made.poller.send(signal.SIGSTOP)
+    threading.Event().wait(0.6)
+    made.poller.send(signal.SIGCONT)
+    made.await_reports(2)
+    late = made.poller.late_checks(since=mark)
+    assert late and max(check.own_s for check in late) > 0.2
+
+
 def test_w4_agents_that_do_not_answer_delay_nobody(site: MakeSite) -> None:
     """W4: among 30 agents, one that refuses, is mute, freezes or hangs makes no other agent's check late or silent."""
     made = site(30, interval="2s", config={"reporting": {"deadline": "1500ms"}})
@@ -75,6 +90,10 @@ def test_w4_agents_that_do_not_answer_delay_nobody(site: MakeSite) -> None:
     for agent in good:
         mine = poller.events("check_finished", since=mark, agent=agent)
         assert mine and all(line["outcome"] == "available" for line in mine), agent
+    latencies = sorted(
+        line["latency_s"] for line in poller.events("check_finished", since=mark) if line["agent"] in good
+    )
+    assert latencies[len(latencies) * 95 // 100] < 0.1, "others wait although they start on time"
     for report in made.core.reports(begin):
         if report["transport"] == "stream":
             continue

@@ -118,7 +118,14 @@ class PollerProcess:
         wall_s: When it was started, unix seconds.
     """
 
-    def __init__(self, config_file: Path, *, http_port: int, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        config_file: Path,
+        *,
+        http_port: int,
+        environment: Mapping[str, str] | None = None,
+        flag: str = "--config",
+    ) -> None:
         """Start it; `ready` waits until it polls."""
         self.config_file = config_file
         self.url = f"http://127.0.0.1:{http_port}"
@@ -129,7 +136,7 @@ class PollerProcess:
         self.wall_s = _CLOCK.wall()
         with self._log.open("wb") as log, self._errors.open("wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "serviceradar_poller", "--config", str(config_file)],
+                [sys.executable, "-m", "serviceradar_poller", flag, str(config_file)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=errors,
@@ -213,7 +220,7 @@ class PollerProcess:
             self._lines.append(line)
         return self._lines
 
-    def events(self, name: str, *, since: int = 0, **fields: object) -> list[dict[str, Any]]:
+    def events(self, name: str, /, *, since: int = 0, **fields: object) -> list[dict[str, Any]]:
         """Return the lines of one event, from line number *since* on, whose fields are as given."""
         return [
             line
@@ -222,7 +229,7 @@ class PollerProcess:
         ]
 
     def await_event(
-        self, name: str, *, count: int = 1, since: int = 0, timeout_s: float = PATIENCE_S, **fields: object
+        self, name: str, /, *, count: int = 1, since: int = 0, timeout_s: float = PATIENCE_S, **fields: object
     ) -> list[dict[str, Any]]:
         """Wait until there are *count* such lines, and return all of them."""
 
