@@ -1,0 +1,111 @@
+"""The benchmarks run from start to end, end what they started and keep what they measured; no figure is judged."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from serviceradar_poller.testing.process import eventually
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[2]
+SUITES = ("kernel", "poller", "recovery", "isolation")
+#: Marks every process that a run starts, and those that they start.
+MARK = "BENCHMARK_TEST_RUN"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[str, dict[str, Any]]]]:
+    """Run all suites side by side; return what each printed and kept."""
+    folder = tmp_path_factory.mktemp("results")
+    environment = {**os.environ, MARK: str(folder)}
+    with contextlib.ExitStack() as stack:
+        running = {}
+        for suite in SUITES:
+            command = [sys.executable, "-m", "benchmarks", suite, "--quick", "--date", "2026-01-02"]
+            running[suite] = subprocess.Popen(
+                [*command, "--results", str(folder / suite)],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            stack.callback(running[suite].kill)
+        found = {}
+        for suite, process in running.items():
+            out, errors = process.communicate(timeout=90.0)
+            assert process.returncode == 0, (suite, out, errors[-3000:])
+            kept = msgspec.json.decode((folder / suite / "2026-01-02.json").read_bytes())
+            found[suite] = (out, kept)
+        eventually(lambda: not _left(str(folder)), "every process of a benchmark has ended")
+        yield found
+
+
+def test_every_suite_prints_its_table_and_keeps_its_measurements(runs: dict[str, tuple[str, dict[str, Any]]]) -> None:
+    """Each suite prints a table and keeps itself, with the machine, under the date that it was given."""
+    for suite, (out, kept) in runs.items():
+        assert out.startswith("== "), suite
+        assert kept["machine"].keys() >= {"date", "cores", "Python", "grpcio"}
+        assert kept["machine"]["date"] == "2026-01-02"
+        assert list(kept["suites"]) == [suite]
+        assert kept["suites"][suite]["took_s"] > 0
+
+
+def test_the_poller_is_measured_beside_a_bare_client(runs: dict[str, tuple[str, dict[str, Any]]]) -> None:
+    """Both ask the same number of checks, the bare client none in vain, and both have costs."""
+    run = runs["poller"][1]["suites"]["poller"]["runs"][0]
+    assert run["agents"] == 100
+    assert len(run["cycles"]) == 2
+    assert run["polls"] == 400
+    assert all(cycle["cpu_s"] > 0 and cycle["rss_bytes"] > 2**24 and cycle["tick_s"] > 0 for cycle in run["cycles"])
+    assert 0 < run["p50_s"] <= run["p99_s"]
+    assert [cycle["calls"] for cycle in run["reference"]] == [200, 200]
+    assert [cycle["failed"] for cycle in run["reference"]] == [0, 0]
+    assert all(cycle["cpu_s"] > 0 and cycle["rss_bytes"] > 2**24 for cycle in run["reference"])
+
+
+def test_every_outage_was_seen_in_core_before_it_ended(runs: dict[str, tuple[str, dict[str, Any]]]) -> None:
+    """A recovery is counted from an outage that core was told of, and never before the agent listened."""
+    returns = runs["recovery"][1]["suites"]["recovery"]["returns"]
+    assert len(returns) == 2
+    assert all(each["bad_reports"] >= 1 and 0 < each["first_s"] <= each["all_s"] for each in returns)
+
+
+def test_isolation_counts_every_check_of_the_others(runs: dict[str, tuple[str, dict[str, Any]]]) -> None:
+    """The phases are one without a fault and one with; no check of the others is missing or fails."""
+    phases = runs["isolation"][1]["suites"]["isolation"]["phases"]
+    assert [phase["fault"] for phase in phases] == ["", "mute"]
+    assert all(phase["failed"] == 0 for phase in phases)
+    assert all(phase["checks"] >= 2 * 29 * 2 for phase in phases), "three cycles, of which a loaded machine may cut one"
+    assert all(0 <= phase["p50_s"] <= phase["p999_s"] <= phase["max_s"] for phase in phases)
+
+
+def test_a_run_that_is_partial_or_quick_writes_no_readme() -> None:
+    """Results are only written from a whole run; a suite that nobody knows is refused."""
+    for arguments in (["--quick", "--write"], ["poller", "--write"], ["nonsense"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30.0
+        )
+        assert done.returncode == 2, arguments
+        assert "benchmarks:" in done.stderr
+
+
+def _left(mark: str) -> list[str]:
+    """Return the command lines of living processes that a run has started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdecimal() and f"{MARK}={mark}\0".encode() in (entry / "environ").read_bytes():
+                found.append((entry / "cmdline").read_text("utf-8", "replace"))
+    return found
