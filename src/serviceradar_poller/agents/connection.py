@@ -83,10 +83,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
         """Follow what calls and probes tell."""
         match message:
             case CallSucceeded():
-                first = self._slot.reach is not Reach.UP
-                self._reached()
-                if first:
-                    self._probe()  # asked once per connection: what it says of itself is told, and never again
+                self._answered()
             case CallFailed(error):
                 self._call_failed(error)
             case Probe():
@@ -107,8 +104,16 @@ class ConnectionManager(Actor[ConnectionMessage]):
 
     # -- reach
 
+    def _answered(self) -> None:
+        first = self._slot.reach is not Reach.UP
+        self._reached()
+        if first:
+            self._probe()  # asked once per connection: what it says of itself is told, and never again
+
     def _call_failed(self, error: CallError) -> None:
         if not _concerns_agent(error):
+            if self._slot.reach is not Reach.UP and _shows_life(error):
+                self._answered()
             return
         self._tell_breaker(error)
         if error.unreachable:
@@ -342,11 +347,16 @@ def _concerns_agent(error: CallError) -> bool:
     return error.unreachable or error.security or error.layer is Layer.DEADLINE or error.code in _NOT_ALIVE_CODES
 
 
+def _shows_life(error: CallError) -> bool:
+    """Whether a failed call was answered by the agent itself, with an error of one request."""
+    return error.layer is Layer.GRPC and error.code not in _NOT_ALIVE_CODES and not error.security
+
+
 async def _health_of(client: AgentClient, timeout_s: float) -> tuple[str, CallError | None]:
     """Ask for health; an answer of any other kind than 'not there' shows an agent that is alive."""
     try:
         return await client.check_health(timeout_s=timeout_s), None
     except CallError as error:
-        if error.layer is Layer.GRPC and error.code not in _NOT_ALIVE_CODES and not error.security:
+        if _shows_life(error):
             return "SERVICE_UNKNOWN", None
         return "", error
