@@ -62,7 +62,7 @@ def test_a_program_that_stands_still_is_found_late(site: MakeSite) -> None:
     made.await_reports(2)
     mark = made.poller.mark()
     made.poller.send(signal.SIGSTOP)
-    threading.Event().wait(0.6)
+    threading.Event().wait(1.3)  # a whole interval: some checks were due in it
     made.poller.send(signal.SIGCONT)
     made.await_reports(2)
     late = made.poller.late_checks(since=mark)
