@@ -77,6 +77,8 @@ class Run:
         p50_s, p99_s, lateness_p99_s: Of all these checks, linear within a histogram's bucket; 50 ms is the bound of
             one, so whether the p99 is below that is exact.
         within_50_ms, lateness_within_100_ms: Exact shares of these checks.
+        failed: How many of these checks did not get an answer.
+        handshakes: Connections that agents accepted in this time; anything but 0 says that the site was not at rest.
     """
 
     agents: int
@@ -87,6 +89,8 @@ class Run:
     within_50_ms: float
     lateness_p99_s: float
     lateness_within_100_ms: float
+    failed: int
+    handshakes: int
     reference: tuple[dict[str, float], ...]
 
     def median(self, name: str) -> float:
@@ -149,9 +153,10 @@ def measure(agents: int, *, directory: Path, pki: Path, interval_s: float, cycle
         site.await_reports(WARM_UP_REPORTS, since=0, timeout_s=START_TIMEOUT_S)
         time.sleep(SETTLE_S if interval_s >= INTERVAL_S else 0.05)
         pid = site.poller.process.pid
-        before = histograms(site.poller)
+        before, handshakes, failed = histograms(site.poller), _handshakes(site), _failed(site)
         measured = _cycles(site, pid, interval_s, cycles)
         after = histograms(site.poller)
+        handshakes, failed = _handshakes(site) - handshakes, _failed(site) - failed
         site.poller.stop()
         interval_ns = round(interval_s * NS_PER_S)
         window_ns = default_spread_ns(
@@ -175,6 +180,8 @@ def measure(agents: int, *, directory: Path, pki: Path, interval_s: float, cycle
         within_50_ms=duration.share_within(0.05),
         lateness_p99_s=lateness.quantile(0.99),
         lateness_within_100_ms=lateness.share_within(0.1),
+        failed=failed,
+        handshakes=handshakes,
         reference=tuple(reference),
     )
 
@@ -202,6 +209,14 @@ def _cycles(site: Site, pid: int, interval_s: float, count: int) -> list[Cycle]:
     return found
 
 
+def _handshakes(site: Site) -> int:
+    return int(site.agents.stats()["counts"].get("handshakes", 0))
+
+
+def _failed(site: Site) -> int:
+    return int(site.poller.json("/view?agents=0")["polls"]["failed"])
+
+
 def _table(runs: Sequence[Run], interval_s: float) -> Table:
     rows = []
     for run in runs:
@@ -223,6 +238,7 @@ def _table(runs: Sequence[Run], interval_s: float) -> Table:
                 number(1e3 * run.bare("p99_s")),
                 number(1e3 * run.lateness_p99_s),
                 number(run.median("tick_s")),
+                f"{run.handshakes} / {run.failed}",
             )
         )
     return Table(
@@ -242,6 +258,7 @@ def _table(runs: Sequence[Run], interval_s: float) -> Table:
             "bare p99",
             "lateness p99 ms",
             "tick to accepted s",
+            "reconnects / failed checks",
         ),
         rows=tuple(rows),
         notes=f"The Go poller with 1,000 agents on 2 cores, measured: {GO}.",
