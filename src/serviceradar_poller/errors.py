@@ -77,7 +77,12 @@ class CallError(PollerError):
     @property
     def retryable(self) -> bool:
         """Whether the same call may succeed when it is made again soon."""
-        return self.code in RETRYABLE_CODES and self.layer not in (Layer.TLS, Layer.CONFIG)
+        return self.code in RETRYABLE_CODES and self.layer not in (
+            Layer.TLS,
+            Layer.CONFIG,
+            Layer.BREAKER,
+            Layer.APPLICATION,
+        )
 
     @property
     def security(self) -> bool:

@@ -6,9 +6,20 @@ import asyncio
 import json
 from dataclasses import replace
 
+from serviceradar_poller.agents.messages import Probe
 from serviceradar_poller.config.model import CheckConfig
-from serviceradar_poller.errors import CallError, GrpcCode, Layer
-from serviceradar_poller.events.polling import AgentIdMismatch, CheckFinished, CheckMissed, CheckUnsupported
+from serviceradar_poller.errors import CallError, ConfigProblem, GrpcCode, Layer
+from serviceradar_poller.events.polling import (
+    AgentConnected,
+    AgentIdMismatch,
+    AgentLost,
+    BreakerChanged,
+    CheckFinished,
+    CheckMissed,
+    CheckUnsupported,
+)
+from serviceradar_poller.otp import Ref
+from serviceradar_poller.testing.fakes import REFUSED
 from serviceradar_poller.testing.simloop import run
 from serviceradar_poller.testing.simsite import PING, SimSite, agent_config, site_config, until
 from serviceradar_poller.wire.messages import ResultsRequest, ResultsResponse, StatusRequest, StatusResponse
@@ -215,5 +226,93 @@ def test_a_crash_in_a_run_leads_to_another_run_not_to_silence() -> None:
             before = len(site.of(CheckFinished))
             await until(lambda: len(site.of(CheckFinished)) > before, within_s=3.0)
             assert json.loads(site.core.latest()["a", "ping"].message)
+
+    run(main())
+
+
+def test_a_check_that_hung_with_the_old_connection_runs_again_with_the_new_one() -> None:
+    """A call that waits on a dead connection when the agent comes back does not cost a whole interval."""
+
+    async def main() -> None:
+        config = site_config([agent_config("a", PING)], interval_s=300.0)
+        config = replace(config, scheduling=replace(config.scheduling, check_timeout_s=30.0))
+        site = SimSite(config)
+        agent = site.agents["a"]
+        async with site.running() as poller:
+            await asyncio.sleep(290.0)
+            agent.hang_methods = {"status"}
+            await until(lambda: any(name == "status" for time_s, name in agent.calls if time_s > 290.0), within_s=20.0)
+            agent.error = REFUSED
+            assert poller.tree is not None
+            connection = poller.tree.system.whereis("poller/fleet/agents/a/connection")
+            assert isinstance(connection, Ref)
+            connection.cast(Probe())
+            await until(lambda: site.of(AgentLost), within_s=5.0)
+            await asyncio.sleep(15.0)
+            agent.error, agent.hang_methods = None, set()
+            await asyncio.sleep(40.0)
+            assert site.told()["a", "ping"]
+            assert [event.outcome for event in site.of(CheckFinished)][-1] == "available"
+
+    run(main())
+
+
+def test_a_burst_of_finished_checks_loses_none() -> None:
+    """More checks than a mailbox holds end at once, and each of them runs again at the next tick."""
+    count = 1_500
+
+    async def main() -> None:
+        checks = tuple(replace(PING, service_name=f"c{n}") for n in range(count))
+        problem = ConfigProblem(source="f", path="agents.a.address", found="empty", accepted="host:port")
+        config = site_config([replace(agent_config("a", *checks), problems=(problem,))])
+        config = replace(config, scheduling=replace(config.scheduling, spread_window_s=0.0))
+        site = SimSite(config)
+        async with site.running():
+            await asyncio.sleep(25.0)
+        assert len(site.of(CheckFinished)) == 3 * count
+
+    run(main())
+
+
+def test_connections_wait_their_turn_and_not_on_account_of_the_agents() -> None:
+    """A limit on new connections neither counts against agents nor is used up by the checks of one of them."""
+
+    async def main() -> None:
+        checks = tuple(replace(PING, service_name=f"c{n}") for n in range(5))
+        config = site_config([agent_config(f"a{n}", *checks) for n in range(100)])
+        config = replace(config, scheduling=replace(config.scheduling, connects_per_s=20.0))
+        site = SimSite(config)
+        async with site.running():
+            await asyncio.sleep(9.9)
+            assert {event.reason for event in site.of(CheckFinished)} <= {"", "connect_limited"}
+            assert len(site.of(AgentConnected)) == 100
+            await asyncio.sleep(20.0)
+            assert set(site.told().values()) == {True}
+        assert not site.of(AgentLost)
+        assert not site.of(BreakerChanged)
+
+    run(main())
+
+
+def test_a_fleet_that_is_down_has_its_outcomes_in_time() -> None:
+    """With every agent away, checks fail at once with the reason; nothing waits behind the limit of connections."""
+
+    async def main() -> None:
+        config = site_config([agent_config(f"a{n}") for n in range(200)])
+        config = replace(config, scheduling=replace(config.scheduling, connects_per_s=10.0))
+        site = SimSite(config)
+        async with site.running():
+            await asyncio.sleep(45.0)
+            for agent in site.agents.values():
+                agent.error = REFUSED
+            await asyncio.sleep(25.0)
+            from_now = len(site.events)
+            await asyncio.sleep(40.0)
+            late = [e for e in site.events[from_now:] if isinstance(e, CheckFinished)]
+            assert {event.reason for event in late} <= {"refused", "breaker_open"}
+            assert max(event.latency_s for event in late) < 2.0
+            for agent in site.agents.values():
+                agent.error = None
+            await until(lambda: set(site.told().values()) == {True}, within_s=90.0)
 
     run(main())

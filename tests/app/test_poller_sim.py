@@ -189,3 +189,26 @@ def test_an_agent_that_keeps_crashing_is_quarantined_alone() -> None:
             assert site.told()["bad", "ping"]
 
     run(main())
+
+
+def test_a_roster_that_starts_again_lets_quarantined_agents_be() -> None:
+    """A40: one bad agent in quarantine and a crash of the roster together still harm nobody else."""
+
+    async def main() -> None:
+        site = SimSite(site_config([agent_config("good"), agent_config("bad")]))
+        async with site.running() as poller:
+            assert poller.tree is not None
+            await asyncio.sleep(3.0)
+            for _ in range(200):
+                poller.tree.crash("poller/fleet/agents/bad/scheduler", RuntimeError("again"))
+                await asyncio.sleep(0.25)
+            assert any(isinstance(event, ChildQuarantined) for event in site.events)
+            before = len(site.of(AgentConnected))
+            for _ in range(4):
+                poller.tree.crash("poller/fleet/roster", RuntimeError("injected"))
+                await asyncio.sleep(1.0)
+            await asyncio.sleep(30.0)
+            assert not [e for e in site.of(AgentConnected)[before:] if e.agent == "good"]
+            assert all(e.lateness_s < 0.1 for e in site.of(CheckFinished) if e.agent == "good")
+
+    run(main())

@@ -76,7 +76,9 @@ def _joined(call: StreamCall) -> ServiceStatus:
 
 def test_w12_slices_keep_source_and_kv_store_id(small_calls: int) -> None:
     """W12: every slice of a cut message says where it came from."""
-    status = ServiceStatus(service_name="s", service_type="sync", message=b"m" * 1000, source="results", kv_store_id="k")
+    status = ServiceStatus(
+        service_name="s", service_type="sync", message=b"m" * 1000, source="results", kv_store_id="k"
+    )
     (call,) = (c for c in plan_calls(HEAD, [status], timestamp=1, size_of=status_size) if isinstance(c, StreamCall))
     assert len(call.chunks) > 1
     for index, chunk in enumerate(call.chunks):

@@ -6,6 +6,8 @@ import asyncio
 from dataclasses import replace
 from itertools import pairwise
 
+import pytest
+
 from serviceradar_poller.config.model import (
     CheckConfig,
     PollerConfig,
@@ -25,11 +27,11 @@ from serviceradar_poller.events.polling import (
     ReportSent,
 )
 from serviceradar_poller.otp import Ref
-from serviceradar_poller.reporting.reporter import REFUSALS_MAX, ReconnectCore
+from serviceradar_poller.reporting.reporter import ReconnectCore
 from serviceradar_poller.testing.fakes import REFUSED
 from serviceradar_poller.testing.simloop import SimLoop, run
 from serviceradar_poller.testing.simsite import SimSite, agent_config, now_s, site_config, until
-from serviceradar_poller.wire.messages import ResultsRequest, ResultsResponse
+from serviceradar_poller.wire.messages import ResultsRequest, ResultsResponse, ServiceStatus, StatusResponse
 
 INTERVAL_S = 10.0
 INTERNAL = CallError(layer=Layer.GRPC, code=GrpcCode.INTERNAL, reason="internal", detail="database failure")
@@ -115,21 +117,122 @@ def test_a_core_without_streams_still_gets_reports() -> None:
     run(main())
 
 
-def test_a_report_that_core_refuses_again_and_again_is_given_up_and_counted() -> None:
-    """An error of core's own about a report does not block the ones behind it for ever."""
+def test_trouble_of_core_s_own_loses_nothing() -> None:
+    """Core answers UNKNOWN or INTERNAL when its database fails: reports wait, and core counts as lost."""
 
     async def main() -> None:
         site = SimSite(_config())
-        async with site.running() as poller:
+        async with site.running():
             await asyncio.sleep(5.0)
             site.core.error = INTERNAL
-            await until(lambda: site.of(ReportDropped), within_s=120.0)
-            assert len([event for event in site.of(ReportFailed) if event.reason == "internal"]) == REFUSALS_MAX
+            site.core.reports.clear()
+            await asyncio.sleep(120.0)
+            assert not site.of(ReportDropped)
+            assert len(site.of(CoreLost)) == 1
+            site.core.error = None
+            await asyncio.sleep(30.0)
+        stamps = [timestamp for _, transport, timestamp, _ in site.core.reports if transport == "unary"]
+        assert stamps == sorted(stamps)
+        assert stamps[-1] - stamps[0] >= 120
+        assert {second - first for first, second in pairwise(stamps)} <= {9, 10, 11}
+
+    run(main())
+
+
+@pytest.mark.parametrize("code", [GrpcCode.INVALID_ARGUMENT, GrpcCode.UNKNOWN])
+def test_a_report_that_core_can_never_take_is_given_up_alone(code: GrpcCode) -> None:
+    """A poisoned report is told apart from a troubled core by the fate of the next one, dropped and counted."""
+    refusal = CallError(layer=Layer.GRPC, code=code, reason=code.name.lower(), detail="no")
+
+    async def main() -> None:
+        site = SimSite(_config())
+        poisoned = 0.0
+
+        def refuse(statuses: tuple[ServiceStatus, ...]) -> CallError | None:
+            return refusal if any(b"poison" in status.message for status in statuses) else None
+
+        site.core.refuse = refuse
+        async with site.running() as poller:
+            await asyncio.sleep(9.0)
+            site.agents["a0"].status = lambda request: StatusResponse(available=True, message=b"poison")
+            await until(lambda: any(isinstance(e, ReportFailed) for e in site.events), within_s=20.0)
+            poisoned = now_s()
+            site.agents["a0"].status = lambda request: StatusResponse(available=True)
+            await until(lambda: site.of(ReportDropped), within_s=60.0)
+            assert [event.reason for event in site.of(ReportDropped)] == ["refused"]
             assert poller.reporting.dropped_statuses == site.of(ReportDropped)[0].statuses
-            assert not site.of(CoreLost)
+            await asyncio.sleep(25.0)
+            assert len(poller.reporting.outbox) == 0
+        assert len([time_s for time_s, _, _, _ in site.core.reports if time_s > poisoned]) >= 3
+
+    run(main())
+
+
+def test_a_refused_giant_does_not_take_the_report_of_all_agents_along() -> None:
+    """When core refuses the stream of one oversized status, the call with everybody else's still goes."""
+    refusal = CallError(layer=Layer.GRPC, code=GrpcCode.INVALID_ARGUMENT, reason="invalid_argument", detail="no")
+
+    async def main() -> None:
+        site = SimSite(_config())
+        site.core.refuse = lambda statuses: refusal if any(len(s.message) > 2_000_000 for s in statuses) else None
+        giant = b'{"x":"' + b"y" * 4_000_000 + b'"}'
+        site.agents["a1"].status = lambda request: StatusResponse(
+            available=True, message=giant if request.service_name == "ping" else b"{}"
+        )
+        async with site.running():
+            await until(lambda: ("a0", "ping") in site.told() and site.of(ReportDropped), within_s=60.0)
+            assert {event.statuses for event in site.of(ReportDropped)} == {1}
+            assert site.told()["a1", "unit"]
+
+    run(main())
+
+
+def test_a_call_above_core_s_limit_goes_in_smaller_ones() -> None:
+    """RESOURCE_EXHAUSTED may be core's own lower limit: the call is halved until it fits."""
+    refusal = CallError(layer=Layer.GRPC, code=GrpcCode.RESOURCE_EXHAUSTED, reason="resource_exhausted", detail="big")
+
+    async def main() -> None:
+        site = SimSite(_config(8))
+        site.core.refuse = lambda statuses: refusal if len(statuses) > 5 else None
+        async with site.running():
+            await until(lambda: len(site.told()) == 16, within_s=30.0)
+        assert max(len(statuses) for _, _, _, statuses in site.core.reports) <= 5
+
+    run(main())
+
+
+def test_a_slow_core_is_not_sent_the_same_again_and_again() -> None:
+    """A core that stores but answers late gets more time for each further attempt, and no register with each."""
+
+    async def main() -> None:
+        site = SimSite(_config())
+        async with site.running():
+            await asyncio.sleep(9.0)
+            before = len(site.core.calls)
+            site.core.latency_s = 15.0  # the deadline is 10
+            await asyncio.sleep(60.0)
+            assert len(site.core.calls) - before <= 5
+            assert not [name for _, name in site.core.calls[before:] if name == "stream"]
+
+    run(main())
+
+
+def test_certificates_replaced_on_both_sides_are_found_without_being_told() -> None:
+    """W23: when core refuses our certificates, the next call reads them from disk again."""
+
+    async def main() -> None:
+        config = replace(_config(), security=SecurityConfig(mode=SecurityMode.MTLS, tls=TlsConfig(cert_file="/none")))
+        site = SimSite(config)
+        async with site.running():
+            await asyncio.sleep(9.0)
+            opened = site.transport.opened.get("core:50052", 0)
+            site.core.error = CallError(
+                layer=Layer.TLS, code=GrpcCode.UNAVAILABLE, reason="tls", detail="unknown certificate authority"
+            )
+            await until(lambda: site.transport.opened.get("core:50052", 0) > opened, within_s=30.0)
             site.core.error = None
             before = len(site.core.reports)
-            await until(lambda: len(site.core.reports) > before, within_s=20.0)
+            await until(lambda: len(site.core.reports) > before, within_s=15.0)
 
     run(main())
 

@@ -11,7 +11,6 @@ from serviceradar_poller.wire.pb import monitoring_pb2 as pb
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# ruff: noqa: E501
 # What deployed agents and cores understand: name=number:type; s string, b bytes, B bool, * repeated.
 CONTRACT = {
     "DeviceStatusRequest": "agent_id=1:s",

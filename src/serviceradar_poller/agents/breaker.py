@@ -12,6 +12,7 @@ from serviceradar_poller.agents.messages import (
     BreakerSuccess,
     BreakerTimer,
     Probe,
+    RunFailing,
 )
 from serviceradar_poller.agents.slot import AgentSlot
 from serviceradar_poller.events.polling import BreakerChanged
@@ -32,10 +33,11 @@ TIMER_S_MIN = 0.001
 class SecureCircuitBreaker(Actor[BreakerMessage]):
     """One agent's breaker."""
 
-    def __init__(self, slot: AgentSlot, *, connection: str) -> None:
+    def __init__(self, slot: AgentSlot, *, connection: str, runners: tuple[str, ...]) -> None:
         self._slot = slot
         self._settings = slot.fleet.breaker
         self._connection_path = connection
+        self._runner_paths = runners
         self._timer: Timer | None = None
 
     async def init(self) -> None:
@@ -50,8 +52,13 @@ class SecureCircuitBreaker(Actor[BreakerMessage]):
         breaker = self._slot.breaker
         match message:
             case BreakerFailure(security, cause):
+                if breaker.state is not BreakerState.OPEN:
+                    self._slot.opened_by_security = security
                 self._move(on_failure(breaker, self._settings, now_s, security=security, cause=cause), cause)
-            case BreakerSuccess():
+            case BreakerSuccess(probe):
+                # Health is asked without any right: it says nothing about who may ask for more.
+                if probe and (breaker.security or (self._open and self._slot.opened_by_security)):
+                    return
                 self._move(on_success(breaker, self._settings, now_s), "the agent answered")
             case BreakerTimer():
                 self._timer = None
@@ -69,6 +76,12 @@ class SecureCircuitBreaker(Actor[BreakerMessage]):
         self._arm()
         if breaker.state is BreakerState.HALF_OPEN:
             self._ask_for_trial()
+        elif breaker.state is BreakerState.CLOSED:
+            self._run_failing()
+
+    @property
+    def _open(self) -> bool:
+        return self._slot.breaker.state is not BreakerState.CLOSED
 
     def _arm(self) -> None:
         if self._timer is not None:
@@ -79,6 +92,15 @@ class SecureCircuitBreaker(Actor[BreakerMessage]):
             self._timer = self.send_after(max(at_s - self.system.now(), TIMER_S_MIN), BreakerTimer())
 
     def _ask_for_trial(self) -> None:
-        connection = self.system.whereis(self._connection_path)
-        if isinstance(connection, Ref):
-            connection.cast(Probe())
+        """Have the checks run that failed: the first one to get through is the trial; and ask for health."""
+        self._run_failing()
+        self._cast(self._connection_path, Probe())
+
+    def _run_failing(self) -> None:
+        for path in self._runner_paths:
+            self._cast(path, RunFailing())
+
+    def _cast(self, path: str, message: Probe | RunFailing) -> None:
+        ref = self.system.whereis(path)
+        if isinstance(ref, Ref):
+            ref.cast(message)

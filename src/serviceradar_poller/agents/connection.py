@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from serviceradar_poller.agents.evidence import concerns_agent, shows_life
 from serviceradar_poller.agents.messages import (
     BreakerFailure,
     BreakerSuccess,
@@ -38,7 +39,8 @@ from serviceradar_poller.events.polling import (
     CredentialsRejected,
     CredentialsRenewed,
 )
-from serviceradar_poller.logic.backoff import reconnect_delay_s
+from serviceradar_poller.logic.backoff import BackoffSettings, delay_s, reconnect_delay_s
+from serviceradar_poller.logic.breaker import BreakerState
 from serviceradar_poller.logic.device import device_ip, ip_candidates, names_to_resolve
 from serviceradar_poller.logic.outcome import Device
 from serviceradar_poller.otp import Actor, ExitReason, Ref, Timer
@@ -52,9 +54,14 @@ DEVICE_LOOKUP_S = 2.0
 #: Unusable settings are looked at again after this time: a certificate may have arrived.
 FAULT_RETRY_S = 30.0
 
-_NOT_ALIVE_CODES = frozenset(
-    {GrpcCode.UNAVAILABLE, GrpcCode.DEADLINE_EXCEEDED, GrpcCode.RESOURCE_EXHAUSTED, GrpcCode.CANCELLED}
-)
+#: A probe waits so long for its turn among new connections; then it comes later.
+PROBE_WAIT_S_MAX = 2.0
+#: Between two attempts to learn the address of an agent's machine.
+DEVICE_RETRY = BackoffSettings(min_s=30.0, max_s=600.0)
+#: Between two attempts to prove new certificates.
+RENEWAL_RETRY = BackoffSettings(min_s=10.0, max_s=600.0)
+#: Between two looks at whether a retired connection is idle.
+RETIRE_LOOK_S = 0.5
 
 
 class ConnectionManager(Actor[ConnectionMessage]):
@@ -70,26 +77,33 @@ class ConnectionManager(Actor[ConnectionMessage]):
         self._silent_probes = 0
         self._health = "SERVING"
         self._candidate: AgentClient | None = None
+        self._renew_again = False
+        self._renewals = 0  # attempts since the last one that succeeded
+        self._rejected = ""  # what was last told of credentials that can't be used
 
     async def init(self) -> None:
         """Prepare the client; it connects with the first call."""
+        was_up = self._slot.reach is Reach.UP
         self._slot.reach = Reach.UNKNOWN
         self._build()
         self._resolve_device()
-        if self._slot.fault is not None and not self._slot.config.problems:
-            self._probe_after(FAULT_RETRY_S)
+        if self._slot.fault is not None:
+            self._look_at_settings_later()
+        elif self._slot.failing or was_up:
+            # Not the first incarnation: don't leave it to the next tick to find out where things stand.
+            self._probe_after(self._slot.fleet.resilience.reconnect_min_s)
 
     async def handle(self, message: ConnectionMessage) -> None:
         """Follow what calls and probes tell."""
         match message:
             case CallSucceeded():
                 self._answered()
-            case CallFailed(error):
-                self._call_failed(error)
+            case CallFailed(error, began_s):
+                self._call_failed(error, began_s)
             case Probe():
                 self._probe()
-            case ProbeDone(health, error):
-                await self._probe_done(health, error)
+            case ProbeDone():
+                self._probe_done(message)
             case DeviceResolved(addresses):
                 self._set_device(addresses)
             case RenewConnection():
@@ -99,37 +113,42 @@ class ConnectionManager(Actor[ConnectionMessage]):
 
     async def terminate(self, reason: ExitReason) -> None:
         """Close the connection."""
-        await self._replace_client(None)
+        client, self._slot.client = self._slot.client, None
+        if client is not None:
+            await client.close()
         await self._drop_candidate()
 
     # -- reach
 
     def _answered(self) -> None:
         first = self._slot.reach is not Reach.UP
-        self._reached()
+        self._reached(probe=False)
         if first:
-            self._probe()  # asked once per connection: what it says of itself is told, and never again
+            self._probe(courtesy=True)  # once per connection: what it says of itself is told
 
-    def _call_failed(self, error: CallError) -> None:
-        if not _concerns_agent(error):
-            if self._slot.reach is not Reach.UP and _shows_life(error):
+    def _call_failed(self, error: CallError, began_s: float) -> None:
+        slot = self._slot
+        if shows_life(error):
+            if error.security:
+                self._tell_breaker(error)
+            elif slot.reach is not Reach.UP or slot.breaker.state is not BreakerState.CLOSED:
                 self._answered()
-            return
-        self._tell_breaker(error)
-        if error.unreachable:
-            self._lost(error)
-        elif not error.security:
-            self._probe()
+        elif concerns_agent(error):
+            self._tell_breaker(error)
+            if error.unreachable:
+                self._lost(error)
+            else:
+                self._probe(since_s=began_s)
 
-    def _reached(self) -> None:
+    def _reached(self, *, probe: bool) -> None:
         before, self._slot.reach = self._slot.reach, Reach.UP
         self._silent_probes = 0
-        self._cast(self._breaker_path, BreakerSuccess())
+        self._cast(self._breaker_path, BreakerSuccess(probe))
         if before is Reach.UP:
             return
         now_s = self.system.now()
         outage_s = 0.0 if self._outage_s is None else now_s - self._outage_s
-        self._outage_s = None
+        self._outage_s = self._slot.lost = None
         self._cancel_probe()
         self._emit(AgentConnected(agent=self._slot.name, address=self._slot.config.address, outage_s=outage_s))
         for path in self._runner_paths:
@@ -137,6 +156,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
 
     def _lost(self, error: CallError) -> None:
         now_s = self.system.now()
+        self._slot.lost = error
         if self._slot.reach is not Reach.DOWN:
             self._slot.reach = Reach.DOWN
             self._outage_s = now_s
@@ -161,6 +181,9 @@ class ConnectionManager(Actor[ConnectionMessage]):
                 )
             )
 
+    def _tell_breaker(self, error: CallError) -> None:
+        self._cast(self._breaker_path, BreakerFailure(security=error.security, cause=f"{error.reason}: {error.detail}"))
+
     # -- probes
 
     def _probe_after(self, delay_s: float) -> None:
@@ -172,122 +195,164 @@ class ConnectionManager(Actor[ConnectionMessage]):
             self._timer.cancel()
             self._timer = None
 
-    def _probe(self) -> None:
+    def _probe(self, *, since_s: float | None = None, courtesy: bool = False) -> None:
+        """
+        Ask for the agent's health.
+
+        Args:
+            since_s: The silence to be explained began then; by default it begins with the probe.
+            courtesy: The agent is known to answer: only a connection that can't be made says otherwise.
+        """
         self._cancel_probe()
         if self._slot.fault is not None:
             self._build()
             if self._slot.fault is not None:
-                if not self._slot.config.problems:
-                    self._probe_after(FAULT_RETRY_S)
+                self._look_at_settings_later()
                 return
-        if not self._probing and self._slot.client is not None:
-            self._probing = True
-            self.spawn(self._ask_health(self._slot.client), name="probe")
+        if self._probing or self._slot.client is None:
+            return
+        wait_s = self._slot.fleet.gate.reserve(wait_s_max=PROBE_WAIT_S_MAX) if not courtesy else 0.0
+        if wait_s is None:  # too many connections are being opened: this one can wait best
+            self._probe_after(PROBE_WAIT_S_MAX)
+            return
+        self._probing = True
+        now_s = self.system.now()
+        evidence_s = float("inf") if courtesy else now_s if since_s is None else since_s
+        self.spawn(self._ask_health(self._slot.client, wait_s, evidence_s), name="probe")
 
-    async def _ask_health(self, client: AgentClient) -> None:
-        await self._slot.fleet.gate.pass_through()
+    async def _ask_health(self, client: AgentClient, wait_s: float, evidence_s: float) -> None:
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
         health, error = await _health_of(client, self._probe_timeout_s)
-        self.ref.cast(ProbeDone(health, error))
+        self.send_self(ProbeDone(health, error, evidence_s))
 
     @property
     def _probe_timeout_s(self) -> float:
         return min(PROBE_TIMEOUT_S, self._slot.fleet.scheduling.check_timeout_s)
 
-    async def _probe_done(self, health: str, error: CallError | None) -> None:
+    def _probe_done(self, done: ProbeDone) -> None:
         self._probing = False
+        slot, error = self._slot, done.error
         if error is None:
-            if health != self._health and health != "SERVICE_UNKNOWN":
-                self._emit(AgentHealth(agent=self._slot.name, status=health))
-            self._health = health
-            self._reached()
-            return
-        if error.reason == "closed":  # our own replacement of the client; the new one will be probed
-            self._probe_after(self._slot.fleet.resilience.reconnect_min_s)
-            return
-        self._tell_breaker(error)
-        if error.security and not error.unreachable:
-            self._probe_after(self._slot.fleet.resilience.reconnect_max_s)
-            return
-        if error.layer is Layer.DEADLINE:
-            self._silent_probes += 1
-        self._lost(error)
-        if self._silent_probes >= SILENT_PROBES_MAX:
-            # The peer may be gone without a word; TCP would believe in this connection for many minutes.
-            self._silent_probes = 0
-            self._build()
+            self._tell_health(done.health, "")
+            self._reached(probe=True)
+        elif error.reason == "closed":  # our own replacement of the client; the new one will be probed
+            self._probe_after(slot.fleet.resilience.reconnect_min_s)
+        elif error.layer is Layer.DEADLINE and (done.since_s == float("inf") or slot.answered_s > done.since_s):
+            # It answers other calls: only its health service is silent.
+            self._tell_health("NO_ANSWER", error.detail)
+        else:
+            self._tell_breaker(error)
+            self._silent_probes += error.layer is Layer.DEADLINE
+            self._lost(error)
+            if self._silent_probes >= SILENT_PROBES_MAX or error.layer is Layer.TLS:
+                # The peer may be gone without a word, and TCP would believe in this connection for many minutes.
+                # Or the certificates were replaced on both sides, and ours are on disk by now.
+                self._silent_probes = 0
+                self._build()
 
-    def _tell_breaker(self, error: CallError) -> None:
-        self._cast(
-            self._breaker_path,
-            BreakerFailure(security=error.security, cause=f"{error.reason}: {error.detail}"),
-        )
+    def _tell_health(self, health: str, error: str) -> None:
+        if health != self._health and health != "SERVICE_UNKNOWN":
+            self._emit(AgentHealth(agent=self._slot.name, status=health, error=error))
+        self._health = health
 
     # -- the client and its settings
 
     def _build(self) -> None:
-        """Make a client from the agent's settings; where they are unusable the fault says so to every call."""
+        """
+        Make a client from the agent's settings and the files that are on disk now.
+
+        Where they are unusable, a connection that there is goes on; without one the fault says so to every call.
+        """
         slot = self._slot
         before = slot.fault
-        client: AgentClient | None = None
         if slot.config.problems:
+            detail = "; ".join(str(problem) for problem in slot.config.problems)
             slot.fault = CallError(
-                layer=Layer.CONFIG,
-                code=GrpcCode.FAILED_PRECONDITION,
-                reason="misconfigured",
-                detail="; ".join(str(problem) for problem in slot.config.problems),
+                layer=Layer.CONFIG, code=GrpcCode.FAILED_PRECONDITION, reason="misconfigured", detail=detail
             )
         else:
             try:
                 client = slot.fleet.env.transport.agent(slot.config.address, slot.config.security)
-                slot.fault = None
             except CallError as error:
-                slot.fault = error
+                if slot.client is not None:
+                    self._reject(error)
+                    return
+                slot.fault = error.with_traceback(None)
+            else:
+                old, slot.client = slot.client, client
+                slot.fault = slot.admitted_s = None
+                if old is not None:
+                    self.spawn(old.close(), name="close")
         if slot.fault is not None and (before is None or before.detail != slot.fault.detail):
             self._emit(AgentMisconfigured(agent=slot.name, problem=slot.fault.detail))
-        old, slot.client = slot.client, client
-        if old is not None:
-            self.spawn(old.close(), name="close")
 
-    async def _replace_client(self, client: AgentClient | None) -> None:
-        old, self._slot.client = self._slot.client, client
-        if old is not None:
-            await old.close()
+    def _look_at_settings_later(self) -> None:
+        if not self._slot.config.problems:  # those don't change while this configuration is in force
+            self._probe_after(FAULT_RETRY_S)
 
     def _renew(self) -> None:
         """Build a second connection beside the one in use and prove it before anything moves over."""
         slot = self._slot
-        if slot.config.problems or slot.config.security is None or self._candidate is not None:
+        if slot.config.problems or slot.config.security is None:
             return
-        if slot.fault is not None or slot.reach is not Reach.UP:
-            self._build()
+        if self._candidate is not None:
+            self._renew_again = True  # the files changed once more while the last ones are being proven
+            return
+        if slot.client is None:
             self._probe()
             return
         try:
             self._candidate = slot.fleet.env.transport.agent(slot.config.address, slot.config.security)
         except CallError as error:
-            self._emit(CredentialsRejected(peer=slot.name, error=error.detail))
+            self._reject(error)
+            self._renew_later()
             return
         self.spawn(self._prove(self._candidate), name="renewal")
 
     async def _prove(self, candidate: AgentClient) -> None:
-        await self._slot.fleet.gate.pass_through()
+        wait_s = self._slot.fleet.gate.reserve(wait_s_max=float("inf"))
+        assert wait_s is not None
+        await asyncio.sleep(wait_s)
         _, error = await _health_of(candidate, self._probe_timeout_s)
-        self.ref.cast(RenewalDone(error))
+        self.send_self(RenewalDone(error))
 
     async def _renewal_done(self, error: CallError | None) -> None:
+        again, self._renew_again = self._renew_again, False
         if error is not None:
-            self._emit(CredentialsRejected(peer=self._slot.name, error=error.detail))
+            if error.security:
+                self._reject(error)  # anything else says nothing about the certificates
             await self._drop_candidate()
+            if again:
+                self._renew()
+            else:
+                self._renew_later()
             return
         candidate, self._candidate = self._candidate, None
         old, self._slot.client = self._slot.client, candidate
         if old is not None:
             self.spawn(self._retire(old), name="retire")
+        self._renewals, self._rejected = 0, ""
         self._emit(CredentialsRenewed(peer=self._slot.name))
+        if again:
+            self._renew()
+
+    def _renew_later(self) -> None:
+        """The peer may be about to get its own new certificates: go on trying, ever less often."""
+        self.send_after(delay_s(RENEWAL_RETRY, self._renewals, self._slot.fleet.env.rng.random()), RenewConnection())
+        self._renewals += 1
+
+    def _reject(self, error: CallError) -> None:
+        if error.detail != self._rejected:
+            self._rejected = error.detail
+            self._emit(CredentialsRejected(peer=self._slot.name, error=error.detail))
 
     async def _retire(self, client: AgentClient) -> None:
-        """Close a connection once the calls that were under way on it have had their time."""
-        await asyncio.sleep(self._slot.fleet.scheduling.check_timeout_s)
+        """Close a connection once the calls that were under way on it have ended, or have had their time."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + self._slot.fleet.scheduling.check_timeout_s
+        while self._slot.calls.get(client) and loop.time() < until_s:  # noqa: ASYNC110 — rare, and short
+            await asyncio.sleep(RETIRE_LOOK_S)
         await client.close()
 
     async def _drop_candidate(self) -> None:
@@ -306,13 +371,20 @@ class ConnectionManager(Actor[ConnectionMessage]):
         self.spawn(self._look_up(names), name="device")
 
     async def _look_up(self, names: tuple[str, ...]) -> None:
-        resolver = self._slot.fleet.env.resolver
-        addresses: dict[str, tuple[str, ...]] = {}
-        for name in names:
-            addresses[name] = await resolver.resolve(name, timeout_s=DEVICE_LOOKUP_S)
-            if addresses[name]:
-                break
-        self.ref.cast(DeviceResolved(addresses))
+        """Resolve the first name that has an address, and go on trying while none has."""
+        env = self._slot.fleet.env
+        attempt = 0
+        while True:
+            addresses: dict[str, tuple[str, ...]] = {}
+            for name in names:
+                addresses[name] = await env.resolver.resolve(name, timeout_s=DEVICE_LOOKUP_S)
+                if addresses[name]:
+                    break
+            self.send_self(DeviceResolved(addresses))
+            if any(addresses.values()):
+                return
+            await asyncio.sleep(delay_s(DEVICE_RETRY, attempt, env.rng.random()))
+            attempt += 1
 
     def _set_device(self, addresses: dict[str, tuple[str, ...]]) -> None:
         slot = self._slot
@@ -336,27 +408,11 @@ class ConnectionManager(Actor[ConnectionMessage]):
         self._slot.fleet.env.emit(event)
 
 
-def _concerns_agent(error: CallError) -> bool:
-    """Whether a failed call says something about the agent as a whole, and not about one check of it."""
-    if error.reason in ("closed", "cancelled") or error.layer in (
-        Layer.BREAKER,
-        Layer.CONFIG,
-        Layer.APPLICATION,
-    ):
-        return False
-    return error.unreachable or error.security or error.layer is Layer.DEADLINE or error.code in _NOT_ALIVE_CODES
-
-
-def _shows_life(error: CallError) -> bool:
-    """Whether a failed call was answered by the agent itself, with an error of one request."""
-    return error.layer is Layer.GRPC and error.code not in _NOT_ALIVE_CODES and not error.security
-
-
 async def _health_of(client: AgentClient, timeout_s: float) -> tuple[str, CallError | None]:
     """Ask for health; an answer of any other kind than 'not there' shows an agent that is alive."""
     try:
         return await client.check_health(timeout_s=timeout_s), None
     except CallError as error:
-        if _shows_life(error):
+        if shows_life(error):
             return "SERVICE_UNKNOWN", None
         return "", error

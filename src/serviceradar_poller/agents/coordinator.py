@@ -17,7 +17,7 @@ import asyncio
 from typing import Any
 
 from serviceradar_poller.agents.breaker import SecureCircuitBreaker
-from serviceradar_poller.agents.channel import AGENT_RATE, AgentChannel
+from serviceradar_poller.agents.channel import AgentChannel
 from serviceradar_poller.agents.connection import ConnectionManager
 from serviceradar_poller.agents.results import ResultsStreamer
 from serviceradar_poller.agents.scheduler import CheckScheduler
@@ -26,10 +26,15 @@ from serviceradar_poller.agents.slot import AgentSlot, FleetSettings
 from serviceradar_poller.config.model import AgentConfig, CheckConfig
 from serviceradar_poller.logic.backoff import RetryBudgetSettings, new_retry_budget
 from serviceradar_poller.logic.breaker import new_breaker
-from serviceradar_poller.logic.bucket import new_bucket
+from serviceradar_poller.logic.bucket import BucketSettings, new_bucket
 from serviceradar_poller.logic.device import device_host, device_ip, ip_candidates, names_to_resolve
 from serviceradar_poller.logic.outcome import CheckSubject, Device
 from serviceradar_poller.otp import ChildSpec, Quarantine, Ref, Restart, Strategy, System, actor, quote_id, supervisor
+
+#: Requests to one agent per second, checks and retries together, at least; a few checks stay far below it.
+REQUESTS_PER_S_MIN = 100.0
+#: Of an agent with many checks: what each may take in one interval, attempts and early runs included.
+REQUESTS_PER_CHECK = 10.0
 
 
 def check_subjects(config: AgentConfig) -> dict[str, tuple[CheckSubject, CheckConfig]]:
@@ -64,6 +69,10 @@ def new_slot(config: AgentConfig, fleet: FleetSettings, *, override: str = "") -
     subjects = check_subjects(config)
     candidates = ip_candidates(config.name, config.address, fleet.source_ip, override)
     unresolved = names_to_resolve(candidates)
+    rate = BucketSettings(
+        rate_per_s=max(REQUESTS_PER_S_MIN, REQUESTS_PER_CHECK * len(subjects) / fleet.timetable.interval_s),
+        burst=max(2 * REQUESTS_PER_S_MIN, REQUESTS_PER_CHECK * len(subjects)),
+    )
     return AgentSlot(
         config=config,
         fleet=fleet,
@@ -75,7 +84,8 @@ def new_slot(config: AgentConfig, fleet: FleetSettings, *, override: str = "") -
         ),
         device_known=asyncio.Event() if unresolved else None,
         breaker=new_breaker(now_s),
-        bucket=new_bucket(AGENT_RATE, now_s),
+        rate=rate,
+        bucket=new_bucket(rate, now_s),
         budget=new_retry_budget(RetryBudgetSettings(ratio=fleet.resilience.retry_budget_ratio)),
         override=override,
     )
@@ -109,7 +119,7 @@ def coordinator(slot: AgentSlot, *, parent: str, system: System) -> ChildSpec:
         actor("results", lambda: ResultsStreamer(slot, channel, security=security), shutdown_s=2.0),
         actor(
             "breaker",
-            lambda: SecureCircuitBreaker(slot, connection=connection),
+            lambda: SecureCircuitBreaker(slot, connection=connection, runners=runners),
             restart=Restart.TRANSIENT,
             shutdown_s=1.0,
         ),

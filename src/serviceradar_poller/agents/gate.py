@@ -7,8 +7,6 @@ handshakes at once, and every check under way would wait behind them.
 
 from __future__ import annotations
 
-import asyncio
-
 from serviceradar_poller.env import Clock
 from serviceradar_poller.logic.bucket import BucketSettings, new_bucket, take
 
@@ -19,6 +17,7 @@ class ConnectGate:
 
     Attributes:
         waits_total: Attempts that had to wait.
+        refusals_total: Attempts that would have had to wait for longer than they could.
     """
 
     def __init__(self, *, connects_per_s: float, clock: Clock) -> None:
@@ -26,10 +25,18 @@ class ConnectGate:
         self._clock = clock
         self._bucket = new_bucket(self._settings, clock.monotonic())
         self.waits_total = 0
+        self.refusals_total = 0
 
-    async def pass_through(self) -> None:
-        """Return when the next connection may be opened; attempts pass in the order they came."""
-        self._bucket, wait_s = take(self._bucket, self._settings, self._clock.monotonic())
-        if wait_s > 0:
-            self.waits_total += 1
-            await asyncio.sleep(wait_s)
+    def reserve(self, *, wait_s_max: float) -> float | None:
+        """
+        Reserve the next free place and return how long to wait for it; places are given in the order of asking.
+
+        None when it is further away than *wait_s_max*; then nothing is reserved.
+        """
+        bucket, wait_s = take(self._bucket, self._settings, self._clock.monotonic())
+        if wait_s > wait_s_max:
+            self.refusals_total += 1
+            return None
+        self._bucket = bucket
+        self.waits_total += wait_s > 0
+        return wait_s

@@ -14,9 +14,10 @@ class CallSucceeded:
 
 @dataclass(frozen=True, slots=True)
 class CallFailed:
-    """A call got no usable answer."""
+    """A call got no usable answer; it began at ``began_s``, monotonic seconds."""
 
     error: CallError
+    began_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +27,11 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class ProbeDone:
-    """The probe's result: the agent's own health, or why it could not be asked."""
+    """The probe's result: the agent's own health, or why it could not be asked; a silence counts from ``since_s``."""
 
     health: str
     error: CallError | None
+    since_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,9 @@ class BreakerFailure:
 
 @dataclass(frozen=True, slots=True)
 class BreakerSuccess:
-    """The agent answered."""
+    """The agent answered: a check, or only a health probe."""
+
+    probe: bool
 
 
 @dataclass(frozen=True, slots=True)

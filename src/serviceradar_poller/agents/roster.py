@@ -14,7 +14,7 @@ from serviceradar_poller.agents.coordinator import coordinator
 from serviceradar_poller.agents.messages import RenewConnection
 from serviceradar_poller.agents.slot import AgentSlot
 from serviceradar_poller.logic.backoff import BackoffSettings, delay_s
-from serviceradar_poller.otp import Actor, AlreadyStarted, Ref, StartFailed, SupervisorRef, quote_id
+from serviceradar_poller.otp import Actor, AlreadyPresent, AlreadyStarted, Ref, StartFailed, SupervisorRef, quote_id
 
 #: Agents started between two looks at the mailbox, so that a large fleet does not block the loop while it starts.
 START_SLICE = 50
@@ -85,8 +85,8 @@ class Roster(Actor[RosterMessage]):
         slot = self._slots[name]
         try:
             await supervisor.start_child(coordinator(slot, parent=self._agents_path, system=self.system))
-        except AlreadyStarted:
-            return  # it outlived the last roster
+        except (AlreadyStarted, AlreadyPresent):
+            return  # it outlived the last roster, running or waiting in quarantine
         except StartFailed:
             # The kernel has told of the failure; the other agents must not wait for this one.
             wait_s = delay_s(START_RETRY, attempt, slot.fleet.env.rng.random())

@@ -8,6 +8,7 @@ no other; the schedule sees to it that a check never overlaps itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from abc import abstractmethod
 
 from serviceradar_poller.agents.channel import AgentChannel
@@ -37,6 +38,8 @@ from serviceradar_poller.logic.schedule import (
 )
 from serviceradar_poller.otp import Actor, ExitReason, Ref, Timer
 
+#: An outcome waits so long for the agent's address; then it goes with the poller's, as when there is none.
+DEVICE_WAIT_S = 5.0
 #: A shorter timer would only spin.
 TIMER_S_MIN = 0.001
 #: Runs under way may end by themselves for so long when the runner is told to stop; then they are cut.
@@ -55,6 +58,7 @@ class CheckRunner(Actor[RunnerMessage]):
         self._timer: Timer | None = None
         self._armed_s: float | None = None
         self._runs: dict[str, asyncio.Task[None]] = {}
+        self._again: set[str] = set()
         self._retry = BackoffSettings(min_s=slot.fleet.resilience.retry_delay_s, max_s=5.0)
         self._budget = RetryBudgetSettings(ratio=slot.fleet.resilience.retry_budget_ratio)
 
@@ -103,8 +107,15 @@ class CheckRunner(Actor[RunnerMessage]):
                 self._run_due()
             case CheckDone(key, ok, retry_delay_s):
                 self._runs.pop(key, None)
-                self._schedule = finished(self._schedule, key, self.system.now(), ok=ok, retry_delay_s=retry_delay_s)
+                now_s = self.system.now()
+                self._schedule = finished(self._schedule, key, now_s, ok=ok, retry_delay_s=retry_delay_s)
+                if key in self._again:
+                    self._again.discard(key)
+                    if not ok:
+                        self._schedule = expedite(self._schedule, (key,), now_s)
             case RunFailing():
+                # What is under way may still fail with the connection that was lost: then it runs once more.
+                self._again = set(running(self._schedule))
                 failing = tuple(key for key in self._slot.failing if self.mine(self._slot.subjects[key]))
                 self._schedule = expedite(self._schedule, failing, self.system.now())
         self._arm()
@@ -155,10 +166,10 @@ class CheckRunner(Actor[RunnerMessage]):
         outcome, attempts = await self._outcome(subject, each, begin_s)
         latency_s = self.system.now() - begin_s
         if outcome is None:
-            self.ref.cast(CheckDone(each.key, ok=True, retry_delay_s=None))
+            self.send_self(CheckDone(each.key, ok=True, retry_delay_s=None))
             return
         self._tell(subject, each, outcome, latency_s, attempts)
-        self.ref.cast(CheckDone(each.key, outcome.ok, self.retry_delay_s(each.key, outcome)))
+        self.send_self(CheckDone(each.key, outcome.ok, self.retry_delay_s(each.key, outcome)))
 
     async def _outcome(self, subject: CheckSubject, each: Due, begin_s: float) -> tuple[Outcome | None, int]:
         """Ask until there is an answer, the failure is final, or time or budget is used up."""
@@ -171,7 +182,7 @@ class CheckRunner(Actor[RunnerMessage]):
             try:
                 return await self.ask(subject, each.tick, until_s - self.system.now()), attempt
             except CallError as error:
-                failure = error
+                failure = error.with_traceback(None)  # its frames would hold this one in a cycle
             wait_s = delay_s(self._retry, attempt - 1, fleet.env.rng.random())
             if (
                 not failure.retryable
@@ -192,7 +203,9 @@ class CheckRunner(Actor[RunnerMessage]):
         """Return once the agent's machine is known as well as it will be."""
         known = self._slot.device_known
         if known is not None and not known.is_set():
-            await known.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DEVICE_WAIT_S):
+                    await known.wait()
 
     def _tell(self, subject: CheckSubject, each: Due, outcome: Outcome, latency_s: float, attempts: int) -> None:
         slot = self._slot

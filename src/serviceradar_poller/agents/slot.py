@@ -18,7 +18,7 @@ from serviceradar_poller.env import AgentClient, Env
 from serviceradar_poller.errors import CallError
 from serviceradar_poller.logic.backoff import RetryBudget
 from serviceradar_poller.logic.breaker import Breaker, BreakerSettings
-from serviceradar_poller.logic.bucket import Bucket
+from serviceradar_poller.logic.bucket import Bucket, BucketSettings
 from serviceradar_poller.logic.outcome import CheckSubject, Device, Outcome, Reporter
 from serviceradar_poller.logic.reports import CheckId
 from serviceradar_poller.logic.schedule import Schedule, Timetable
@@ -79,7 +79,14 @@ class AgentSlot:
         reach: Written by the connection.
         breaker: Written by the breaker.
         opened_wall_s: Unix seconds at which the breaker opened last (written by the breaker).
+        opened_by_security: A security failure opened the breaker last (written by the breaker).
+        trial: The one call that a half-open breaker lets through is under way (written by the channel).
+        rate: Requests per second to this agent; far above its schedule, it stops a runaway.
         bucket: Written by the channel, which every call passes.
+        admitted_s: When calls may use the connection that is being opened; None before one asked for it.
+        answered_s: When the agent last answered anything (written by the channel).
+        calls: Calls under way by client (written by the channel).
+        lost: Why the agent is DOWN (written by the connection).
         budget: Retries, written by whoever calls.
         schedules: By kind of runner, each written by its runner.
         failing: Keys of checks whose last outcome was a failure; each runner writes its own.
@@ -93,6 +100,7 @@ class AgentSlot:
     subjects: dict[str, CheckSubject]
     device: Device
     breaker: Breaker
+    rate: BucketSettings
     bucket: Bucket
     budget: RetryBudget
     override: str = ""
@@ -101,6 +109,12 @@ class AgentSlot:
     fault: CallError | None = None
     reach: Reach = Reach.UNKNOWN
     opened_wall_s: float = 0.0
+    opened_by_security: bool = False
+    trial: bool = False
+    admitted_s: float | None = None
+    answered_s: float = float("-inf")
+    calls: dict[AgentClient, int] = field(default_factory=dict)
+    lost: CallError | None = None
     schedules: dict[str, Schedule] = field(default_factory=dict)
     failing: set[str] = field(default_factory=set)
     failures: dict[str, int] = field(default_factory=dict)

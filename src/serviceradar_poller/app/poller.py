@@ -227,15 +227,21 @@ def _files(security: SecurityConfig) -> tuple[str, ...]:
 def _reporting(poller: Poller) -> ChildSpec:
     config = poller.config
     shutdown_s = config.resilience.shutdown_timeout_s
-    settings = ReporterSettings(
-        core_address=config.core_address,
-        security=config.security,
-        head=ReportHead(
+
+    def head() -> ReportHead:
+        # An interface may come up after the poller: core registers no device for a report without an address.
+        poller.source_ip = poller.source_ip or poller.env.interface_address()
+        return ReportHead(
             poller_id=config.poller_id,
             partition=config.partition,
             source_ip=poller.source_ip,
             kv_store_id=config.kv_store_id,
-        ),
+        )
+
+    settings = ReporterSettings(
+        core_address=config.core_address,
+        security=config.security,
+        head=head,
         call_timeout_s=config.reporting.call_timeout_s,
         flush_timeout_s=max(shutdown_s - CLOSE_RESERVE_S, shutdown_s / 2),
     )

@@ -103,6 +103,17 @@ def plan_calls(
     return tuple(calls)
 
 
+def split_call(call: UnaryCall, *, size_of: Callable[[ServiceStatus], int]) -> tuple[UnaryCall, UnaryCall]:
+    """Return *call*, of at least two statuses, as two of half as many: core's limit is lower than it should be."""
+    services = call.report.services
+    assert len(services) > 1
+    halves = services[: len(services) // 2], services[len(services) // 2 :]
+    first, second = (
+        UnaryCall(report=replace(call.report, services=half), size=sum(map(size_of, half))) for half in halves
+    )
+    return first, second
+
+
 def register_call(
     head: ReportHead,
     statuses: Sequence[ServiceStatus],

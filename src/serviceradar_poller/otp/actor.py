@@ -64,6 +64,10 @@ class Actor(Generic[M]):
         """Send *message* to oneself after *delay_s*; never dropped, gone with the actor."""
         return Timer(self._mailbox, delay_s, message)
 
+    def send_self(self, message: M) -> None:
+        """Send *message* to oneself; never dropped: for the results of one's own helpers, which bound it."""
+        self._mailbox.force(message)
+
     def monitor(self, ref: Ref[Any], to_message: Callable[[ExitReason], M]) -> None:
         """Get ``to_message(reason)`` as a message when *ref* ends, at once when it has; never dropped."""
         mailbox = self._mailbox

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from serviceradar_poller.logic.calls import Call
+from serviceradar_poller.logic.calls import Call, StreamCall
 from serviceradar_poller.logic.reports import Position, ReportKind
 from serviceradar_poller.wire.messages import ServiceStatus
 
@@ -27,7 +27,7 @@ class SealedReport:
         tick_s: Monotonic seconds of the tick it reports on; None when it belongs to none.
         size: Encoded bytes of its statuses.
         calls: Planned when it is first sent; those accepted are taken off the front.
-        attempts: Failed attempts to send the call at the front.
+        attempts: Failed attempts to send the call at the front; timeouts: those that ran into their deadline.
         positions: Of the result sets it holds: where to go on once core has accepted it.
     """
 
@@ -39,7 +39,15 @@ class SealedReport:
     tick_s: float | None = None
     calls: tuple[Call, ...] | None = None
     attempts: int = 0
+    timeouts: int = 0
     positions: tuple[Position, ...] = ()
+
+    @property
+    def status_count(self) -> int:
+        """How many statuses core has not accepted yet."""
+        if self.calls is None:
+            return len(self.statuses)
+        return sum(c.status_count for c in self.calls if not (isinstance(c, StreamCall) and c.registers))
 
 
 class Outbox:
@@ -65,6 +73,11 @@ class Outbox:
         """The oldest report."""
         return self._queue[0] if self._queue else None
 
+    @property
+    def second(self) -> SealedReport | None:
+        """The oldest but one."""
+        return self._queue[1] if len(self._queue) > 1 else None
+
     def add(self, report: SealedReport, *, in_flight: SealedReport | None = None) -> list[SealedReport]:
         """
         Add a report and return those that had to go for it, oldest first.
@@ -75,16 +88,15 @@ class Outbox:
         self._queue.append(report)
         self.size += report.size
         dropped: list[SealedReport] = []
-        oldest = 1 if in_flight is not None and self._queue[0] is in_flight else 0
-        while len(self._queue) > oldest + 1 and (self.size > self._bytes_max or len(self._queue) > self._reports_max):
-            victim = self._queue[oldest]
-            del self._queue[oldest]
-            self.size -= victim.size
+        while self.size > self._bytes_max or len(self._queue) > self._reports_max:
+            victim = next((old for old in self._queue if old is not in_flight and old is not report), None)
+            if victim is None:
+                break
+            self.remove(victim)
             dropped.append(victim)
         return dropped
 
     def remove(self, report: SealedReport) -> None:
-        """Take *report*, the oldest, out."""
-        assert self._queue and self._queue[0] is report
-        self._queue.popleft()
+        """Take *report* out."""
+        self._queue.remove(report)
         self.size -= report.size

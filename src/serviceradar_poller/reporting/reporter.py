@@ -11,27 +11,36 @@ What must outlive a crash of this actor (inbox, book, outbox) stands in Reportin
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from serviceradar_poller.config.model import SecurityConfig
-from serviceradar_poller.env import CoreClient, Env
-from serviceradar_poller.errors import CallError, GrpcCode, Layer
+from serviceradar_poller.env import Env
+from serviceradar_poller.errors import CallError, Layer
 from serviceradar_poller.events.polling import (
     CoreConnected,
     CoreLost,
-    CredentialsRejected,
-    CredentialsRenewed,
     ReportDropped,
     ReportFailed,
     ReportQueue,
     ReportSent,
 )
 from serviceradar_poller.logic.backoff import BackoffSettings, delay_s
-from serviceradar_poller.logic.calls import Call, ReportHead, StreamCall, plan_calls, register_call
+from serviceradar_poller.logic.calls import (
+    Call,
+    ReportHead,
+    StreamCall,
+    UnaryCall,
+    plan_calls,
+    register_call,
+    split_call,
+)
+from serviceradar_poller.logic.delivery import Refusal, judge
 from serviceradar_poller.logic.reports import CheckId, Cut, ReportBook
 from serviceradar_poller.logic.schedule import Timetable
 from serviceradar_poller.otp import Actor, ExitReason, Timer
 from serviceradar_poller.reporting.inbox import OutcomeInbox
+from serviceradar_poller.reporting.link import CoreLink
 from serviceradar_poller.reporting.outbox import Outbox, SealedReport
 from serviceradar_poller.wire.codec import status_size
 
@@ -41,29 +50,27 @@ DRAIN_INTERVAL_S = 0.05
 TIMER_S_MIN = 0.001
 #: Delay between attempts while core can't be reached.
 CORE_BACKOFF = BackoffSettings(min_s=0.5, max_s=10.0)
-#: A report that core answers with an error of its own is given up after this many attempts.
+#: A call that core refuses for what it holds is given up after this many attempts; after as many doubtful ones, the
+#: next report is tried to learn whose fault it is.
 REFUSALS_MAX = 5
-#: Codes that say nothing about the report itself: it is sent again until it is accepted.
-_CORE_TROUBLE = frozenset(
-    {
-        GrpcCode.UNAVAILABLE,
-        GrpcCode.DEADLINE_EXCEEDED,
-        GrpcCode.RESOURCE_EXHAUSTED,
-        GrpcCode.ABORTED,
-        GrpcCode.CANCELLED,
-        GrpcCode.UNAUTHENTICATED,
-        GrpcCode.PERMISSION_DENIED,
-    }
-)
+#: A call that ran into its deadline gets at most this multiple of the time.
+PATIENCE_MAX = 4
+#: New certificates that could not be used are tried again after this time.
+RENEWAL_RETRY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReporterSettings:
-    """Where core is and how it is spoken to."""
+    """
+    Where core is and how it is spoken to.
+
+    Attributes:
+        head: What every report carries, as it is known by now.
+    """
 
     core_address: str
     security: SecurityConfig | None
-    head: ReportHead
+    head: Callable[[], ReportHead]
     call_timeout_s: float
     flush_timeout_s: float
 
@@ -143,8 +150,9 @@ class CoreReporter(Actor[Message]):
         self._state = state
         self._timetable = timetable
         self._env = env
-        self._client: CoreClient | None = None
-        self._candidate: CoreClient | None = None  # with new credentials, not proven yet
+        self._link = CoreLink(settings.core_address, settings.security, env, rejected=self._renew_later)
+        self._in_flight: SealedReport | None = None  # while a call is under way
+        self._detour: SealedReport | None = None  # sent out of turn, to tell core's fault from its forerunner's
         self._sending: asyncio.Task[CallDone] | None = None
         self._waiting = False  # for the Retry after a failed attempt
         self._draining = False  # a TakeIn is on its way
@@ -174,14 +182,14 @@ class CoreReporter(Actor[Message]):
                 self._sending = None
                 self._call_done(message)
             case ReconnectCore():
-                await self._begin_renewal()
+                await self._link.renew()
         self._work()
 
     async def terminate(self, reason: ExitReason) -> None:
         """Seal what core has not seen and send what waits, within the flush timeout."""
         if reason.kind == "shutdown":
             await self._flush()
-        await self._disconnect()
+        await self._link.close()
 
     # -- in: outcomes to sealed reports
 
@@ -222,86 +230,41 @@ class CoreReporter(Actor[Message]):
             tick_s=tick_s,
             positions=cut.positions,
         )
-        in_flight = self._state.outbox.head if self._sending is not None else None
+        in_flight = self._in_flight if self._sending is not None else None
         for dropped in self._state.outbox.add(report, in_flight=in_flight):
-            self._drop(dropped, "queue_full")
+            self._tell_drop(dropped, dropped.status_count, "queue_full")
+            if dropped is self._detour:
+                self._detour = None
         self._tell_queue()
 
     # -- out: sealed reports to core
 
     def _send_next(self) -> None:
-        report = self._state.outbox.head
-        if report is None or self._waiting or self._sending is not None:
+        if self._waiting or self._sending is not None:
             return
-        self._sending = self.spawn(self._send(report, self._next_call(report)), name="send")
+        report = self._detour if self._detour is not None else self._state.outbox.head
+        if report is not None:
+            self._in_flight = report
+            self._sending = self.spawn(self._send(report, self._next_call(report)), name="send")
 
     def _next_call(self, report: SealedReport) -> Call:
         """Return the call at the front of *report*, with a registering stream before it where core wants one."""
-        head, timestamp = self._settings.head, report.timestamp
+        timestamp = report.timestamp
         if report.calls is None:
-            report.calls = plan_calls(head, report.statuses, timestamp=timestamp, size_of=status_size)
+            report.calls = plan_calls(self._settings.head(), report.statuses, timestamp=timestamp, size_of=status_size)
         if not self._state.registered and not isinstance(report.calls[0], StreamCall):
-            register = register_call(head, report.statuses, timestamp=timestamp, size_of=status_size)
+            register = register_call(self._settings.head(), report.statuses, timestamp=timestamp, size_of=status_size)
             report.calls = (register, *report.calls)
         return report.calls[0]
 
     async def _send(self, report: SealedReport, call: Call) -> CallDone:
-        error, duration_s = await self._attempt(call, timeout_s=self._settings.call_timeout_s)
-        done = CallDone(report, call, error, duration_s)
-        self.ref.cast(done)
-        return done
-
-    async def _attempt(self, call: Call, *, timeout_s: float) -> tuple[CallError | None, float]:
-        """Make one call; return why core did not accept it (None: it did) and how long it took."""
         begin_s = self._env.clock.monotonic()
-        error: CallError | None
-        if self._candidate is not None:
-            candidate, self._candidate = self._candidate, None
-            error = await self._call(candidate, call, timeout_s)
-            if error is None or not error.unreachable:
-                old, self._client = self._client, candidate
-                if old is not None:
-                    await old.close()
-                self._env.emit(CredentialsRenewed(peer="core"))
-                return error, self._env.clock.monotonic() - begin_s
-            self._env.emit(CredentialsRejected(peer="core", error=error.detail))
-            await candidate.close()
-        try:
-            if self._client is None:
-                self._client = self._env.transport.core(self._settings.core_address, self._settings.security)
-            error = await self._call(self._client, call, timeout_s)
-        except CallError as unusable:
-            error = unusable
-        return error, self._env.clock.monotonic() - begin_s
-
-    async def _call(self, client: CoreClient, call: Call, timeout_s: float) -> CallError | None:
-        try:
-            if isinstance(call, StreamCall):
-                answer = await client.stream_status(call.chunks, timeout_s=timeout_s)
-            else:
-                answer = await client.report_status(call.report, timeout_s=timeout_s)
-        except CallError as error:
-            return error
-        if answer.received:
-            return None
-        return CallError(
-            layer=Layer.APPLICATION,
-            code=GrpcCode.UNKNOWN,
-            reason="not_received",
-            detail="core answered received=false",
-        )
-
-    async def _begin_renewal(self) -> None:
-        """Build a connection from the credentials on disk; the next call proves it, or goes on with the old one."""
-        if self._client is None:
-            return  # the next call builds one anyway
-        if self._candidate is not None:
-            await self._candidate.close()
-            self._candidate = None
-        try:
-            self._candidate = self._env.transport.core(self._settings.core_address, self._settings.security)
-        except CallError as error:
-            self._env.emit(CredentialsRejected(peer="core", error=error.detail))
+        # A core that is slow rather than gone gets more time for the same call: it stores what it is sent twice.
+        patience = min(1 + report.timeouts, PATIENCE_MAX)
+        error = await self._link.make(call, timeout_s=self._settings.call_timeout_s * patience)
+        done = CallDone(report, call, error, self._env.clock.monotonic() - begin_s)
+        self.send_self(done)
+        return done
 
     def _call_done(self, done: CallDone) -> None:
         if done.error is None:
@@ -319,7 +282,10 @@ class CoreReporter(Actor[Message]):
             state.connected_once = True
         state.registered = state.registered or isinstance(call, StreamCall)
         state.accepted_s = now_s
-        report.attempts = 0
+        report.attempts = report.timeouts = 0
+        detour, self._detour = self._detour, None
+        if detour is report and (suspect := state.outbox.head) is not None and suspect.calls:
+            self._give_up(suspect, suspect.calls[0])
         assert report.calls is not None and report.calls[0] is call
         report.calls = report.calls[1:]
         last = not report.calls
@@ -344,22 +310,15 @@ class CoreReporter(Actor[Message]):
     def _failed(self, report: SealedReport, call: Call, error: CallError) -> None:
         state = self._state
         report.attempts += 1
-        refused = not error.unreachable and error.code not in _CORE_TROUBLE
-        given_up = refused and report.attempts >= REFUSALS_MAX
-        registering = isinstance(call, StreamCall) and call.registers
-        if given_up and registering:
-            # A core that takes no streams still takes reports.
-            assert report.calls is not None
-            report.calls = report.calls[1:]
-            report.attempts = 0
-            state.registered = True
-        dropped = given_up and not registering
-        if not refused:
+        report.timeouts += error.layer is Layer.DEADLINE
+        refusal = judge(error)
+        if error.unreachable:
             state.registered = False
-            if state.lost_s is None:
-                state.lost_s = self._env.clock.monotonic()
-                self._env.emit(CoreLost(address=self._settings.core_address, reason=error.reason, error=error.detail))
-        wait_s = 0.0 if dropped else delay_s(CORE_BACKOFF, report.attempts - 1, self._env.rng.random())
+        if refusal is not Refusal.FINAL and state.lost_s is None:
+            state.lost_s = self._env.clock.monotonic()
+            self._env.emit(CoreLost(address=self._settings.core_address, reason=error.reason, error=error.detail))
+        given_up = refusal is Refusal.FINAL and report.attempts >= REFUSALS_MAX
+        wait_s = 0.0 if given_up else delay_s(CORE_BACKOFF, report.attempts - 1, self._env.rng.random())
         self._env.emit(
             ReportFailed(
                 kind=report.kind,
@@ -367,27 +326,49 @@ class CoreReporter(Actor[Message]):
                 error=error.detail,
                 attempt=report.attempts,
                 retry_in_s=wait_s,
-                dropped=dropped,
+                dropped=given_up,
             )
         )
-        if dropped:
-            state.outbox.remove(report)
-            self._drop(report, "refused")
-            self._tell_queue()
-        else:
-            self._waiting = True
-            self.send_after(wait_s, Retry())
+        if given_up:
+            self._give_up(report, call)
+            return
+        if refusal is Refusal.TOO_LARGE and isinstance(call, UnaryCall) and call.status_count > 1:
+            assert report.calls is not None
+            report.calls = (*split_call(call, size_of=status_size), *report.calls[1:])
+        self._choose_detour(report, refusal)
+        self._waiting = True
+        self.send_after(wait_s, Retry())
 
-    def _drop(self, report: SealedReport, reason: str) -> None:
-        self._state.dropped_statuses += len(report.statuses)
+    def _choose_detour(self, report: SealedReport, refusal: Refusal) -> None:
+        """Where it is doubtful whether core or the report is at fault, let the report behind it find out."""
+        if self._detour is not None:
+            self._detour = None  # that one failed too: core it is
+        elif refusal is Refusal.DOUBTFUL and report.attempts % REFUSALS_MAX == 0:
+            self._detour = self._state.outbox.second
+
+    def _give_up(self, report: SealedReport, call: Call) -> None:
+        """Drop one call of *report*: core never accepts it; what follows it still goes."""
+        state = self._state
+        assert report.calls is not None
+        report.calls = report.calls[1:]
+        report.attempts = 0
+        if isinstance(call, StreamCall) and call.registers:
+            state.registered = True  # a core that takes no streams still takes reports
+            return
+        report.positions = ()
+        self._tell_drop(report, call.status_count, "refused")
+        if not report.calls:
+            state.outbox.remove(report)
+            self._tell_queue()
+
+    def _tell_drop(self, report: SealedReport, statuses: int, reason: str) -> None:
+        self._state.dropped_statuses += statuses
         self._env.emit(
-            ReportDropped(
-                kind=report.kind,
-                statuses=len(report.statuses),
-                reason=reason,
-                queued=len(self._state.outbox),
-            )
+            ReportDropped(kind=report.kind, statuses=statuses, reason=reason, queued=len(self._state.outbox))
         )
+
+    def _renew_later(self) -> None:
+        self.send_after(RENEWAL_RETRY_S, ReconnectCore())
 
     def _tell_queue(self) -> None:
         self._env.emit(ReportQueue(reports=len(self._state.outbox), size=self._state.outbox.size))
@@ -407,20 +388,15 @@ class CoreReporter(Actor[Message]):
             if sending.done() and not sending.cancelled():
                 self._call_done(sending.result())
         while (report := self._state.outbox.head) is not None:
-            rest_s = until_s - self._env.clock.monotonic()
-            if rest_s <= 0:
+            begin_s = self._env.clock.monotonic()
+            if begin_s >= until_s:
                 return
             call = self._next_call(report)
-            error, duration_s = await self._attempt(call, timeout_s=min(rest_s, self._settings.call_timeout_s))
+            timeout_s = min(until_s - begin_s, self._settings.call_timeout_s)
+            error = await self._link.make(call, timeout_s=timeout_s)
+            now_s = self._env.clock.monotonic()
             if error is None:
-                self._accepted(report, call, duration_s)
+                self._accepted(report, call, now_s - begin_s)
                 continue
             self._failed(report, call, error)
-            await asyncio.sleep(min(CORE_BACKOFF.min_s, max(until_s - self._env.clock.monotonic(), 0.0)))
-
-    async def _disconnect(self) -> None:
-        clients = (self._client, self._candidate)
-        self._client = self._candidate = None
-        for client in clients:
-            if client is not None:
-                await client.close()
+            await asyncio.sleep(min(CORE_BACKOFF.min_s, max(until_s - now_s, 0.0)))

@@ -164,6 +164,7 @@ class FakeCore(Peer):
 
     Attributes:
         received: What it answers.
+        refuse: Gives the error that a report of such statuses is answered with.
         reports: Every accepted report: arrival, transport, unix timestamp, statuses.
     """
 
@@ -171,12 +172,16 @@ class FakeCore(Peer):
         super().__init__()
         self.received = True
         self.stream_error: CallError | None = None
+        self.refuse: Callable[[tuple[ServiceStatus, ...]], CallError | None] = lambda statuses: None
         self.reports: list[tuple[float, str, int, tuple[ServiceStatus, ...]]] = []
 
     def accept(self, transport: str, timestamp: int, statuses: tuple[ServiceStatus, ...]) -> PollerStatusResponse:
         """Take a report in."""
         if transport == "stream" and self.stream_error is not None:
             raise self.stream_error.with_traceback(None)
+        refusal = self.refuse(statuses)
+        if refusal is not None:
+            raise refusal.with_traceback(None)
         if self.received:
             self.reports.append((asyncio.get_running_loop().time(), transport, timestamp, statuses))
         return PollerStatusResponse(received=self.received)
@@ -256,6 +261,7 @@ class FakeTransport:
 
     def core(self, address: str, security: SecurityConfig | None) -> FakeCoreClient:
         """Return a client for the core."""
+        self.opened[address] = self.opened.get(address, 0) + 1
         if address in self.unusable:
             raise self.unusable[address].with_traceback(None)
         return FakeCoreClient(self.the_core)
@@ -281,7 +287,7 @@ def fake_env(transport: FakeTransport, events: list[Event], *, seed: int = 0) ->
         resolver=FakeResolver(),
         emit=events.append,
         clock=LoopClock(),
-        rng=random.Random(seed),  # noqa: TID251 — the seed is the caller's
+        rng=random.Random(seed),
     )
 
 

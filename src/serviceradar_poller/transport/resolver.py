@@ -39,9 +39,10 @@ class SystemResolver:
         if not host or "\x00" in host:
             self.failures += 1
             return ()
+        # Waiting for a place says nothing about the name: only the look-up itself has a limit.
+        await self._places.acquire()
         try:
             async with asyncio.timeout(max(timeout_s, 0.0)):
-                await self._places.acquire()
                 return await self._lookup(host)
         except TimeoutError:
             self.timeouts += 1
