@@ -28,7 +28,7 @@ def test_a_change_is_told_once_when_it_has_settled(tmp_path: Path) -> None:
         spec = actor(
             "watch",
             lambda: CredentialsWatch(
-                [str(cert), str(key)], changed=lambda files: told.append((round(loop.time(), 1), files))
+                [str(cert), str(key)], known={}, changed=lambda files: told.append((round(loop.time(), 1), files))
             ),
         )
         tree = await start_tree(supervisor("root", [spec]), System(emit=lambda event: None))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from serviceradar_poller.agents.runner import CheckRunner
-from serviceradar_poller.events.polling import CheckUnsupported
 from serviceradar_poller.logic.backoff import BackoffSettings, delay_s
 from serviceradar_poller.logic.outcome import CheckSubject, Outcome, from_results
 from serviceradar_poller.logic.schedule import CheckPlan
@@ -43,7 +42,7 @@ class ResultsStreamer(CheckRunner):
         """Ask the agent for what is new since the last result that core accepted."""
         slot = self._slot
         if slot.checks[subject.key].is_streamed:
-            self._unsupported(subject)
+            self.tell_unsupported(subject, "results that come as a stream are not pulled by this version")
             return None
         response = await self._channel.get_results(
             ResultsRequest(
@@ -58,16 +57,3 @@ class ResultsStreamer(CheckRunner):
         )
         await self.device()
         return from_results(response, subject, slot.fleet.reporter, slot.device, tick=tick)
-
-    def _unsupported(self, subject: CheckSubject) -> None:
-        first = subject.key not in self._slot.unsupported
-        self._slot.unsupported.add(subject.key)
-        self._slot.fleet.env.emit(
-            CheckUnsupported(
-                agent=subject.agent,
-                service_name=subject.service_name,
-                service_type=subject.service_type,
-                why="results that come as a stream are not pulled by this version",
-                first=first,
-            )
-        )

@@ -15,7 +15,7 @@ from serviceradar_poller.agents.channel import AgentChannel
 from serviceradar_poller.agents.messages import AnsweredAs, CheckDone, RunDue, RunFailing, RunnerMessage
 from serviceradar_poller.agents.slot import AgentSlot, Reach
 from serviceradar_poller.errors import CallError
-from serviceradar_poller.events.polling import CheckFinished, CheckMissed
+from serviceradar_poller.events.polling import CheckFinished, CheckMissed, CheckUnsupported
 from serviceradar_poller.logic.backoff import (
     BackoffSettings,
     RetryBudgetSettings,
@@ -23,7 +23,7 @@ from serviceradar_poller.logic.backoff import (
     deposit,
     withdraw,
 )
-from serviceradar_poller.logic.outcome import CheckSubject, Outcome, from_failure
+from serviceradar_poller.logic.outcome import CheckSubject, Outcome, Verdict, from_failure
 from serviceradar_poller.logic.schedule import (
     CheckPlan,
     Due,
@@ -213,6 +213,9 @@ class CheckRunner(Actor[RunnerMessage]):
             slot.failing.discard(subject.key)
         else:
             slot.failing.add(subject.key)
+        if outcome.verdict is Verdict.UNSUPPORTED:
+            self.tell_unsupported(subject, f"the agent does not offer it: {outcome.error}")
+            return
         slot.fleet.deliver(outcome)
         if outcome.claimed_agent_id and outcome.claimed_agent_id != subject.agent:
             security = self.system.whereis(self._security_path)
@@ -224,12 +227,27 @@ class CheckRunner(Actor[RunnerMessage]):
                 service_name=subject.service_name,
                 service_type=subject.service_type,
                 kind=self.kind,
-                outcome=outcome.verdict,
+                # Nothing new is as good an answer as any.
+                outcome=Verdict.AVAILABLE if outcome.verdict is Verdict.UNCHANGED else outcome.verdict,
                 reason=outcome.reason,
                 error=outcome.error,
                 lateness_s=each.lateness_s,
                 latency_s=latency_s,
                 attempts=attempts,
+            )
+        )
+
+    def tell_unsupported(self, subject: CheckSubject, why: str) -> None:
+        """Say that a check can't be run: once per check in the log, and counted every time."""
+        first = subject.key not in self._slot.unsupported
+        self._slot.unsupported.add(subject.key)
+        self._slot.fleet.env.emit(
+            CheckUnsupported(
+                agent=subject.agent,
+                service_name=subject.service_name,
+                service_type=subject.service_type,
+                why=why,
+                first=first,
             )
         )
 

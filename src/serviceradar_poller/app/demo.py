@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from serviceradar_poller.config.durations import parse_duration
+from serviceradar_poller.config.durations import DurationError, parse_duration
 from serviceradar_poller.errors import PollerError
 from serviceradar_poller.lab.client import LabAgents, LabCore
 from serviceradar_poller.lab.config import make_config
@@ -39,6 +39,17 @@ STOP_TIMEOUT_S = 8.0
 #: The poller serves its view within this time of its start.
 START_TIMEOUT_S = 20.0
 
+#: A shorter interval shows nothing but noise.
+INTERVAL_S_MIN = 0.5
+#: The poller, told by the kernel to end when this program does, however that happens (prctl's PR_SET_PDEATHSIG).
+_CHILD = f"""
+import ctypes, sys
+ctypes.CDLL(None).prctl(1, {int(signal.SIGTERM)})
+sys.argv = sys.argv[1:]
+from serviceradar_poller.cli import main
+sys.exit(main())
+"""
+
 #: What goes wrong when, in seconds after the start; agents are named by number, the last of the fleet included.
 Script = list[tuple[float, str, Callable[[LabAgents, LabCore], object]]]
 
@@ -54,7 +65,12 @@ def demo(*, agents: int, interval: str, seconds: float) -> int:
     """
     if agents < 8:
         raise PollerError(f"--agents: found {agents}; accepted: 8 or more, some of them are to be faulty")
-    interval_s = parse_duration(interval) / 1e9
+    try:
+        interval_s = parse_duration(interval) / 1e9
+    except DurationError as error:
+        raise PollerError(f"--interval: {error}; accepted: a duration such as 5s") from None
+    if interval_s < INTERVAL_S_MIN:
+        raise PollerError(f"--interval: found {interval}; accepted: {INTERVAL_S_MIN:g}s or more")
     live = sys.stdout.isatty()
     if not seconds and not live:
         seconds = SECONDS_WITHOUT_TERMINAL
@@ -65,12 +81,11 @@ def demo(*, agents: int, interval: str, seconds: float) -> int:
 async def _demo(directory: Path, count: int, interval: str, interval_s: float, seconds: float, *, live: bool) -> int:
     loop = asyncio.get_running_loop()
     end = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, end.set)
     pki = directory / "certs"
     await asyncio.to_thread(make_pki, pki)
     async with contextlib.AsyncExitStack() as stack:
-        # In their own process groups: Ctrl-C is for this program, which then ends them in order.
         fleet = await stack.enter_async_context(
             await asyncio.to_thread(LabAgents.start, count, cert_dir=pki, faults=_faults())
         )
@@ -96,11 +111,14 @@ async def _demo(directory: Path, count: int, interval: str, interval_s: float, s
         snapshot = await _first_view(view_url, poller, log_file, end)
         if snapshot is None:
             return 0
-        async with asyncio.TaskGroup() as group:
-            script = group.create_task(_play(_script(count), fleet, core))
-            show = _show_live if live else _show_lines
-            snapshot = await show(view_url, poller, end, seconds, interval_s, snapshot)
-            script.cancel()
+        show = _show_live if live else _show_lines
+        try:
+            async with asyncio.TaskGroup() as group:
+                script = group.create_task(_play(_script(count), fleet, core))
+                snapshot = await show(view_url, poller, end, seconds, interval_s, snapshot)
+                script.cancel()
+        except* PollerError as failures:
+            raise PollerError(f"the demonstration broke off: {failures.exceptions[0]}") from None
         if poller.poll() is not None:
             raise PollerError(f"the poller ended with exit code {poller.returncode}: {_tail(log_file)}")
         reports = (await asyncio.to_thread(core.counts)).get("reports", 0)
@@ -142,7 +160,7 @@ async def _play(script: Script, fleet: LabAgents, core: LabCore) -> None:
 async def _poller(config_file: Path, log_file: Path) -> AsyncIterator[subprocess.Popen[bytes]]:
     with log_file.open("wb") as log:
         process = subprocess.Popen(  # noqa: ASYNC220 — it takes a millisecond, and nothing else runs yet
-            [sys.executable, "-m", "serviceradar_poller", "--config", str(config_file)],
+            [sys.executable, "-c", _CHILD, "serviceradar-poller", "--config", str(config_file)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -35,7 +35,13 @@ MESSAGE_SHOWN_MAX = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What one check came to; ``layer``, ``reason`` and ``error`` are empty where there was an answer."""
+    """
+    What one check came to.
+
+    Attributes:
+        layer, reason, error: Empty where there was an answer.
+        unsupported: It was not asked: this version can't.
+    """
 
     agent: str
     check: str
@@ -48,6 +54,7 @@ class Answer:
     layer: str = ""
     reason: str = ""
     error: str = ""
+    unsupported: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,7 +93,8 @@ def poll_once(
         out.write(msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n")
     else:
         _print(found, out)
-    return 0 if all(answer.available for one in found for answer in one.answers) else EXIT_NOT_AVAILABLE
+    answers = [answer for one in found for answer in one.answers if not answer.unsupported]
+    return 0 if all(answer.available for answer in answers) else EXIT_NOT_AVAILABLE
 
 
 def _choose(
@@ -182,6 +190,8 @@ async def _ask(config: PollerConfig, agent: AgentConfig, key: str, check: CheckC
     begin_s = loop.time()
     timeout_s = config.scheduling.check_timeout_s
     try:
+        if check.is_streamed:
+            return _unsupported(agent, key, check)
         if check.is_results:
             available, message = await _results(config, agent, check, client, timeout_s)
         else:
@@ -214,13 +224,6 @@ async def _ask(config: PollerConfig, agent: AgentConfig, key: str, check: CheckC
 async def _results(
     config: PollerConfig, agent: AgentConfig, check: CheckConfig, client: AgentClient, timeout_s: float
 ) -> tuple[bool, bytes]:
-    if check.is_streamed:
-        raise CallError(
-            layer=Layer.APPLICATION,
-            code=GrpcCode.UNIMPLEMENTED,
-            reason="unsupported",
-            detail="results that come as a stream are not pulled by this version",
-        )
     results = await client.get_results(
         ResultsRequest(
             service_name=check.service_name,
@@ -232,6 +235,20 @@ async def _results(
         timeout_s=timeout_s,
     )
     return results.available, results.data
+
+
+def _unsupported(agent: AgentConfig, key: str, check: CheckConfig) -> Answer:
+    return Answer(
+        agent=agent.name,
+        check=key,
+        service_name=check.service_name,
+        service_type=check.service_type,
+        kind="results",
+        available=False,
+        latency_s=0.0,
+        message="results that come as a stream are not pulled by this version",
+        unsupported=True,
+    )
 
 
 def _failure(agent: AgentConfig, key: str, check: CheckConfig, error: CallError, latency_s: float) -> Answer:
@@ -261,6 +278,8 @@ def _print(found: Sequence[AgentAnswers], out: TextIO) -> None:
         for answer in one.answers:
             if answer.layer:
                 result, text = Text(f"failed ({answer.layer})", style="red"), f"{answer.reason}: {answer.error}"
+            elif answer.unsupported:
+                result, text = Text("not asked", style="dim"), answer.message
             elif answer.available:
                 result, text = Text("available", style="green"), answer.message
             else:

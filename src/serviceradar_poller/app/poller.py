@@ -23,6 +23,7 @@ from serviceradar_poller.agents.coordinator import new_slot
 from serviceradar_poller.agents.gate import ConnectGate
 from serviceradar_poller.agents.roster import RenewConnections, Roster
 from serviceradar_poller.agents.slot import AgentSlot, FleetSettings
+from serviceradar_poller.app.service import RenewCertificate
 from serviceradar_poller.config.model import PollerConfig, ReportMode, SecurityConfig, SecurityMode
 from serviceradar_poller.env import Env
 from serviceradar_poller.events.polling import PollerStarted
@@ -45,19 +46,20 @@ from serviceradar_poller.otp import (
 from serviceradar_poller.reporting.inbox import OutcomeInbox
 from serviceradar_poller.reporting.outbox import Outbox
 from serviceradar_poller.reporting.reporter import CoreReporter, ReconnectCore, ReporterSettings, ReportingState
-from serviceradar_poller.security.watch import CredentialsWatch
+from serviceradar_poller.security.watch import CredentialsWatch, Signature
 
 #: Outcomes that may wait for the reporter: several cycles of a small site, four of a large one.
 INBOX_MIN = 10_000
 INBOX_CYCLES = 4
 #: Agents that one process takes at most; a larger site needs a second poller.
-AGENTS_MAX = 100_000
+AGENTS_MAX = 20_000
 #: What the reporter keeps of its shutdown time for closing its connection.
 CLOSE_RESERVE_S = 0.3
 
 REPORTER_PATH = "poller/reporting/core-reporter"
 AGENTS_PATH = "poller/fleet/agents"
 ROSTER_PATH = "poller/fleet/roster"
+SERVICE_PATH = "poller/service/grpc-server"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,6 +70,7 @@ class Poller:
     Attributes:
         started_s: Monotonic seconds.
         polling: Every agent's coordinator was started once.
+        on_polling: Called when that is so for the first time.
     """
 
     config: PollerConfig
@@ -80,6 +83,7 @@ class Poller:
     started_s: float
     tree: Tree | None = None
     polling: bool = False
+    on_polling: Callable[[], object] = lambda: None
 
 
 async def resolve_source_ip(config: PollerConfig, env: Env) -> str:
@@ -208,10 +212,15 @@ def _security(poller: Poller, system: System) -> ChildSpec:
         reporter = system.whereis(REPORTER_PATH)
         if isinstance(reporter, Ref) and not core_files.isdisjoint(files):
             reporter.cast(ReconnectCore())
+        service = system.whereis(SERVICE_PATH)
+        if isinstance(service, Ref) and not core_files.isdisjoint(files):
+            service.cast(RenewCertificate())
 
+    known: dict[str, Signature | None] = {}
+    watch = actor("credentials", lambda: CredentialsWatch(files, known=known, changed=changed), shutdown_s=1.0)
     return supervisor(
         "security",
-        [actor("credentials", lambda: CredentialsWatch(files, changed=changed), shutdown_s=1.0)] if files else [],
+        [watch] if files else [],
         strategy=Strategy.ONE_FOR_ONE,
         intensity=10,
         period_s=60.0,
@@ -221,7 +230,8 @@ def _security(poller: Poller, system: System) -> ChildSpec:
 def _files(security: SecurityConfig) -> tuple[str, ...]:
     if security.mode is not SecurityMode.MTLS:
         return ()
-    return (security.tls.cert_file, security.tls.key_file, security.tls.ca_file)
+    tls = security.tls
+    return tuple(file for file in (tls.cert_file, tls.key_file, tls.ca_file, tls.client_ca_file) if file)
 
 
 def _reporting(poller: Poller) -> ChildSpec:
@@ -255,7 +265,9 @@ def _reporting(poller: Poller) -> ChildSpec:
 
 def _fleet(poller: Poller) -> ChildSpec:
     def started() -> None:
-        poller.polling = True
+        if not poller.polling:
+            poller.polling = True
+            poller.on_polling()
 
     return supervisor(
         "fleet",

@@ -144,6 +144,7 @@ async def _main(loaded: LoadedConfig, environ: Mapping[str, str], stream: IO[Any
         clock=clock,
         version=__version__,
         poller_id=config.poller_id,
+        component=config.service_name or "poller",
         human=stream.isatty(),
     )
     observation.expect_agents(config.agents)
@@ -164,9 +165,13 @@ async def _main(loaded: LoadedConfig, environ: Mapping[str, str], stream: IO[Any
     try:
         for warning in (*loaded.warnings, *certificate_warnings(config, now=clock.wall(), source=loaded.sources[-1])):
             env.emit(warning)
-        poller = new_poller(config, env, source_ip=await resolve_source_ip(config, env))
+        loop.add_signal_handler(signal.SIGHUP, env.emit, _no_reload(loaded))
+        source_ip = await resolve_source_ip(config, env)
+        if not source_ip:
+            env.emit(_no_source_ip(loaded))
+        poller = new_poller(config, env, source_ip=source_ip)
+        poller.on_polling = _tune_gc
         tree = await start_poller(poller, services=lambda made: _services(made, observation))
-        _tune_gc()
         async with asyncio.TaskGroup() as group:
             ended = group.create_task(tree.wait(), name="tree")
             told = group.create_task(signals.get(), name="signal")
@@ -181,10 +186,31 @@ async def _main(loaded: LoadedConfig, environ: Mapping[str, str], stream: IO[Any
             await tree.stop()
             cut.cancel()
         env.emit(PollerStopped(reports_unsent=len(poller.reporting.outbox), duration_s=loop.time() - begin_s))
-        return EXIT_CUT if cut.done() and not cut.cancelled() else EXIT_OK
+        code = EXIT_CUT if cut.done() and not cut.cancelled() else EXIT_OK
+        if tree.zombies():
+            # They swallow every cancellation: the interpreter would wait for them for ever.
+            observation.close()
+            os._exit(code)
+        return code
     finally:
         watchdog.stop()
         observation.close()
+
+
+def _no_reload(loaded: LoadedConfig) -> ConfigWarning:
+    return ConfigWarning(
+        source=loaded.sources[-1],
+        path="",
+        text="SIGHUP: this version reads its configuration at start only",
+    )
+
+
+def _no_source_ip(loaded: LoadedConfig) -> ConfigWarning:
+    return ConfigWarning(
+        source=loaded.sources[-1],
+        path="source_ip",
+        text="no address of this machine is known yet, and core registers no device without one; set source_ip",
+    )
 
 
 async def _cut_on_signal(signals: asyncio.Queue[signal.Signals], stop_now: Any) -> None:

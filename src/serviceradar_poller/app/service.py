@@ -25,7 +25,12 @@ class Open:
     attempt: int
 
 
-class GrpcService(Actor[Open]):
+@dataclass(frozen=True, slots=True)
+class RenewCertificate:
+    """The certificate on disk is another one: serve with it."""
+
+
+class GrpcService(Actor[Open | RenewCertificate]):
     """Serves health and reflection."""
 
     def __init__(self, listen_addr: str, *, service_name: str, security: SecurityConfig | None, env: Env) -> None:
@@ -40,8 +45,22 @@ class GrpcService(Actor[Open]):
         """Leave the opening to the first message: nothing here can fail."""
         self.send_after(0.0, Open(0))
 
-    async def handle(self, message: Open) -> None:
-        """Open the listener, or try again later."""
+    async def handle(self, message: Open | RenewCertificate) -> None:
+        """Open the listener, or try again later; a new certificate takes a new listener."""
+        match message:
+            case RenewCertificate():
+                await self._close()
+                await self._open(0)
+            case Open(attempt):
+                await self._open(attempt)
+
+    async def terminate(self, reason: ExitReason) -> None:
+        """Close the listener."""
+        await self._close()
+
+    async def _open(self, attempt: int) -> None:
+        if self._server is not None:
+            return
         try:
             self._server = await start(
                 self._listen_addr,
@@ -53,10 +72,10 @@ class GrpcService(Actor[Open]):
             if str(error) != self._told:
                 self._told = str(error)
                 self._env.emit(ServerFailed(name="grpc", address=self._listen_addr, error=str(error)))
-            wait_s = delay_s(RETRY, message.attempt, self._env.rng.random())
-            self.send_after(wait_s, Open(message.attempt + 1))
+            self.send_after(delay_s(RETRY, attempt, self._env.rng.random()), Open(attempt + 1))
 
-    async def terminate(self, reason: ExitReason) -> None:
-        """Close the listener."""
-        if self._server is not None:
-            await self._server.stop(STOP_GRACE_S)
+    async def _close(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            server.set_serving(False)
+            await server.stop(STOP_GRACE_S)

@@ -64,7 +64,14 @@ class LabProcess:
         """
         command = [*(program or (sys.executable, "-m", "serviceradar_poller.lab")), *arguments, "--stop-on-eof"]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed by stop()
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors)
+        # In a session of its own: Ctrl-C is for whoever started it, which then ends it in order.
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            start_new_session=True,
+        )
         try:
             self.ready: dict[str, Any] = self._await_ready(timeout_s)
         except BaseException:

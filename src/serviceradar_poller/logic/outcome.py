@@ -23,6 +23,8 @@ from serviceradar_poller.wire.messages import (
     StatusResponse,
 )
 
+#: A larger message is not told: a few of them would fill everything that waits for core.
+MESSAGE_BYTES_MAX = 16 * 1024 * 1024
 #: An error text sent to core is cut to this many characters.
 ERROR_TEXT_MAX = 500
 
@@ -105,6 +107,8 @@ def from_status(
     response: StatusResponse, subject: CheckSubject, reporter: Reporter, device: Device, *, tick: int
 ) -> Outcome:
     """Return the outcome of an answered status check."""
+    if len(response.message) > MESSAGE_BYTES_MAX:
+        return from_failure(_too_large(len(response.message)), subject, reporter, device, tick=tick)
     status = _status(
         subject,
         reporter,
@@ -128,6 +132,8 @@ def from_results(
     response: ResultsResponse, subject: CheckSubject, reporter: Reporter, device: Device, *, tick: int
 ) -> Outcome:
     """Return the outcome of an answered results check; a sweep without news has nothing for core."""
+    if len(response.data) > MESSAGE_BYTES_MAX:
+        return from_failure(_too_large(len(response.data)), subject, reporter, device, tick=tick)
     is_sync = "sync" in subject.service_name
     if subject.service_type == "sweep" and not is_sync and not response.has_new_data:
         return Outcome(
@@ -194,6 +200,15 @@ def from_failure(error: CallError, subject: CheckSubject, reporter: Reporter, de
         source=SOURCE_RESULTS if subject.is_results else SOURCE_STATUS,
     )
     return Outcome(subject=subject, tick=tick, verdict=Verdict.FAILED, status=status, reason=error.reason, error=text)
+
+
+def _too_large(size: int) -> CallError:
+    return CallError(
+        layer=Layer.APPLICATION,
+        code=GrpcCode.OUT_OF_RANGE,
+        reason="too_large",
+        detail=f"the answer has {size} bytes, at most {MESSAGE_BYTES_MAX} are told",
+    )
 
 
 def _enriched(message: bytes, subject: CheckSubject, device: Device) -> bytes:

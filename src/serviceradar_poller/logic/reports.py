@@ -32,8 +32,9 @@ CheckId = tuple[str, str]  # agent, check key
 
 #: Several checks of one agent change within moments of each other: one early report for all of them.
 EARLY_SETTLE_S = 0.25
-#: Result sets held for the next report; the one that passes this limit cuts a report at once.
+#: Result sets held for the next report, and their bytes; what passes either limit cuts a report at once.
 RESULTS_PENDING_MAX = 1_000
+RESULTS_PENDING_BYTES_MAX = 8 * 1024 * 1024
 
 
 class ReportKind(enum.StrEnum):
@@ -106,17 +107,23 @@ class ReportBook(Protocol):
 class _Results:
     """Statuses that are told once, with the positions that go with them."""
 
-    __slots__ = ("positions", "statuses")
+    __slots__ = ("positions", "size", "statuses")
 
     def __init__(self) -> None:
+        self.size = 0  # of the messages
         self.statuses: list[ServiceStatus] = []
         self.positions: list[Position] = []
 
     def __len__(self) -> int:
         return len(self.statuses)
 
+    @property
+    def full(self) -> bool:
+        return len(self.statuses) >= RESULTS_PENDING_MAX or self.size >= RESULTS_PENDING_BYTES_MAX
+
     def add(self, outcome: Outcome) -> None:
         assert outcome.status is not None
+        self.size += len(outcome.status.message)
         self.statuses.append(outcome.status)
         if outcome.sequence:
             subject = outcome.subject
@@ -220,7 +227,7 @@ class CycleBook:
         if self._changed and now_s >= self._early_at_s():
             self._early_s = now_s
             return self._snapshot(ReportKind.EARLY)
-        if len(self._results) >= RESULTS_PENDING_MAX:
+        if self._results.full:
             return self._snapshot(ReportKind.EARLY)
         return None
 

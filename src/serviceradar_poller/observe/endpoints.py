@@ -28,6 +28,7 @@ from serviceradar_poller.observe.metrics import MetricsSink
 from serviceradar_poller.observe.process import process_figures
 from serviceradar_poller.observe.snapshot import ViewSnapshot, encode_snapshot
 from serviceradar_poller.observe.state import PollerState
+from serviceradar_poller.observe.text import json_bytes
 from serviceradar_poller.otp import Tree, TreeNode
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -292,7 +293,7 @@ def _probe(verdict: HealthVerdict, *, passed: bool) -> Response:
 
 
 def _json(value: object, status: int = 200) -> Response:
-    body = msgspec.json.encode(value, enc_hook=str)
+    body = json_bytes(value)
     return Response(body, status, media_type="application/json")
 
 

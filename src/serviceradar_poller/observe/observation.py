@@ -38,12 +38,14 @@ class Observation:
         clock: Clock,
         version: str,
         poller_id: str = "",
+        component: str = "poller",
         human: bool = False,
         colour: bool = True,
     ) -> None:
         self.log = LogSink(
             stream,
             level=Level.parse(logging.level, debug=logging.debug),
+            component=component,
             poller_id=poller_id,
             human=human,
             colour=colour,

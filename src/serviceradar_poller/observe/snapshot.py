@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from serviceradar_poller.observe.text import json_bytes
+
 #: An agent's states, the ones that need attention first.
 AGENT_STATES = ("down", "misconfigured", "unknown", "up")
 
@@ -173,7 +175,7 @@ class ViewSnapshot:
 
 def encode_snapshot(snapshot: ViewSnapshot) -> bytes:
     """Return *snapshot* as JSON."""
-    return msgspec.json.encode(snapshot)
+    return json_bytes(snapshot)
 
 
 def decode_snapshot(data: bytes) -> ViewSnapshot:

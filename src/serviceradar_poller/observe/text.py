@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import re
 
+import msgspec
+
+from serviceradar_poller.logic.jsontext import encodable
+
 #: Longer values are cut; tracebacks of deep stacks are the longest that are legitimate.
 VALUE_CHARS_MAX = 8_192
 MASK = "***"
@@ -51,3 +55,21 @@ def _escape(match: re.Match[str]) -> str:
         return short
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def json_bytes(value: object) -> bytes:
+    """Return *value* as JSON; what UTF-8 can't carry, half a surrogate pair in somebody's text, as U+FFFD."""
+    try:
+        return msgspec.json.encode(value, enc_hook=str)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_encodable(msgspec.to_builtins(value, enc_hook=str)))
+
+
+def _encodable(value: object) -> object:
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encodable(item) for item in value]
+    return value

@@ -115,6 +115,13 @@ class LineWriter:
             return left
 
     def _run(self) -> None:
+        try:
+            self._write_all()
+        finally:
+            if self._fd >= 0:
+                os.close(self._fd)
+
+    def _write_all(self) -> None:
         while True:
             with self._changed:
                 # After an error, missing lines are told with the next line; alone they would loop for ever.
@@ -187,6 +194,7 @@ def _descriptor(stream: IO[Any]) -> tuple[int, bool]:
         # Written to directly: a stalled thread that holds a buffered writer's lock would abort Python's exit.
         fd = stream.fileno()
         stream.flush()
-        return fd, stat.S_ISREG(os.fstat(fd).st_mode)
+        # A descriptor of its own: a thread that outlives the stream must not write into what took its number.
+        return os.dup(fd), stat.S_ISREG(os.fstat(fd).st_mode)
     except (OSError, ValueError, AttributeError):
         return -1, False

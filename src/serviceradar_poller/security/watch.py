@@ -28,19 +28,27 @@ class Look:
 class CredentialsWatch(Actor[Look]):
     """Watches the files that connections authenticate with."""
 
-    def __init__(self, files: Iterable[str], *, changed: Callable[[frozenset[str]], object]) -> None:
+    def __init__(
+        self,
+        files: Iterable[str],
+        *,
+        known: dict[str, Signature | None],
+        changed: Callable[[frozenset[str]], object],
+    ) -> None:
         """
         Args:
+            known: What the files were last known to be; outlives this actor, so that a crash hides no change.
             changed: Called with the files whose content settled on something new.
         """
         self._files = frozenset(files)
         self._changed = changed
-        self._known: dict[str, Signature | None] = {}
+        self._known = known
         self._unsettled: dict[str, Signature | None] = {}
 
     async def init(self) -> None:
-        """Take the files as they are."""
-        self._known = await asyncio.to_thread(signatures, self._files)
+        """Take the files as they are, where nothing is known of them."""
+        if not self._known:
+            self._known.update(await asyncio.to_thread(signatures, self._files))
         self.send_after(LOOK_INTERVAL_S, Look())
 
     async def handle(self, message: Look) -> None:

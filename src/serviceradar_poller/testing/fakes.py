@@ -8,7 +8,7 @@ What a peer does is set by attributes at any time, also while calls wait.
 from __future__ import annotations
 
 import asyncio
-import random
+import random  # noqa: TID251 — the seed is the caller's
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
