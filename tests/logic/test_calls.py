@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from serviceradar_poller.logic import calls
 from serviceradar_poller.logic.calls import (
     CALL_BYTES_MAX,
+    Call,
     ReportHead,
     StreamCall,
     UnaryCall,
@@ -36,6 +38,11 @@ statuses = st.lists(
 )
 
 
+def _plan(sample: Sequence[ServiceStatus], *, timestamp: int) -> tuple[Call, ...]:
+    size = sum(map(status_size, sample))
+    return plan_calls(HEAD, sample, timestamp=timestamp, size=size, size_of=status_size)
+
+
 @pytest.fixture
 def small_calls(monkeypatch: pytest.MonkeyPatch) -> int:
     """The limit scaled down, so that every rule is met with little data."""
@@ -51,7 +58,7 @@ def test_every_status_is_told_exactly_once_and_no_call_is_too_large() -> None:
 
         @given(statuses)
         def check(sample: list[ServiceStatus]) -> None:
-            planned = plan_calls(HEAD, sample, timestamp=7, size_of=status_size)
+            planned = _plan(sample, timestamp=7)
             told: list[ServiceStatus] = []
             for call in planned:
                 if isinstance(call, UnaryCall):
@@ -79,7 +86,7 @@ def test_w12_slices_keep_source_and_kv_store_id(small_calls: int) -> None:
     status = ServiceStatus(
         service_name="s", service_type="sync", message=b"m" * 1000, source="results", kv_store_id="k"
     )
-    (call,) = (c for c in plan_calls(HEAD, [status], timestamp=1, size_of=status_size) if isinstance(c, StreamCall))
+    (call,) = (c for c in _plan([status], timestamp=1) if isinstance(c, StreamCall))
     assert len(call.chunks) > 1
     for index, chunk in enumerate(call.chunks):
         (part,) = chunk.services
@@ -92,7 +99,7 @@ def test_w12_slices_keep_source_and_kv_store_id(small_calls: int) -> None:
 def test_a_small_report_is_one_unary_call() -> None:
     """What fits goes in one call, whatever the number of statuses."""
     sample = [ServiceStatus(service_name=f"s{n}", message=b"{}") for n in range(2000)]
-    (call,) = plan_calls(HEAD, sample, timestamp=1, size_of=status_size)
+    (call,) = _plan(sample, timestamp=1)
     assert isinstance(call, UnaryCall)
     assert call.status_count == 2000
     assert len(encode_poller_status_request(call.report)) < CALL_BYTES_MAX + 200
@@ -102,14 +109,14 @@ def test_the_call_with_the_checks_comes_last(small_calls: int) -> None:
     """Core shows the services of the last call: the one that holds the checks, not a cut result set."""
     big = ServiceStatus(service_name="big", message=b"x" * 1000)
     small = ServiceStatus(service_name="small")
-    planned = plan_calls(HEAD, [small, big], timestamp=1, size_of=status_size)
+    planned = _plan([small, big], timestamp=1)
     assert isinstance(planned[-1], UnaryCall)
     assert planned[-1].report.services == (small,)
 
 
 def test_nothing_to_tell_is_one_empty_call() -> None:
     """A report without statuses is still a sign of life."""
-    (call,) = plan_calls(HEAD, [], timestamp=1, size_of=status_size)
+    (call,) = _plan([], timestamp=1)
     assert isinstance(call, UnaryCall)
     assert call.report.services == ()
 
@@ -131,5 +138,5 @@ def test_a_registering_stream_holds_each_pair_of_one_agent_once(sample: list[Ser
 def test_chunks_stay_below_what_core_takes() -> None:
     """A slice of a message far above the limit, encoded with everything around it, is below core's 4 MiB."""
     status = ServiceStatus(service_name="s", service_type="t", message=b"m" * (7 * 1024 * 1024))
-    (call,) = (c for c in plan_calls(HEAD, [status], timestamp=1, size_of=status_size) if isinstance(c, StreamCall))
+    (call,) = (c for c in _plan([status], timestamp=1) if isinstance(c, StreamCall))
     assert [len(encode_poller_status_chunk(chunk)) < 4 * 1024 * 1024 for chunk in call.chunks] == [True] * 3

@@ -58,7 +58,7 @@ class CheckRunner(Actor[RunnerMessage]):
         self._timer: Timer | None = None
         self._armed_s: float | None = None
         self._runs: dict[str, asyncio.Task[None]] = {}
-        self._again: set[str] = set()
+        self._again: frozenset[str] = frozenset()
         self._retry = BackoffSettings(min_s=slot.fleet.resilience.retry_delay_s, max_s=5.0)
         self._budget = RetryBudgetSettings(ratio=slot.fleet.resilience.retry_budget_ratio)
 
@@ -110,12 +110,12 @@ class CheckRunner(Actor[RunnerMessage]):
                 now_s = self.system.now()
                 self._schedule = finished(self._schedule, key, now_s, ok=ok, retry_delay_s=retry_delay_s)
                 if key in self._again:
-                    self._again.discard(key)
+                    self._again -= {key}
                     if not ok:
                         self._schedule = expedite(self._schedule, (key,), now_s)
             case RunFailing():
                 # What is under way may still fail with the connection that was lost: then it runs once more.
-                self._again = set(running(self._schedule))
+                self._again = frozenset(running(self._schedule))
                 failing = tuple(key for key in self._slot.failing if self.mine(self._slot.subjects[key]))
                 self._schedule = expedite(self._schedule, failing, self.system.now())
         self._arm()
@@ -209,10 +209,8 @@ class CheckRunner(Actor[RunnerMessage]):
 
     def _tell(self, subject: CheckSubject, each: Due, outcome: Outcome, latency_s: float, attempts: int) -> None:
         slot = self._slot
-        if outcome.ok:
-            slot.failing.discard(subject.key)
-        else:
-            slot.failing.add(subject.key)
+        if outcome.ok == (subject.key in slot.failing):
+            slot.failing = slot.failing ^ {subject.key}
         if outcome.verdict is Verdict.UNSUPPORTED:
             self.tell_unsupported(subject, f"the agent does not offer it: {outcome.error}")
             return
@@ -240,7 +238,7 @@ class CheckRunner(Actor[RunnerMessage]):
     def tell_unsupported(self, subject: CheckSubject, why: str) -> None:
         """Say that a check can't be run: once per check in the log, and counted every time."""
         first = subject.key not in self._slot.unsupported
-        self._slot.unsupported.add(subject.key)
+        self._slot.unsupported |= {subject.key}
         self._slot.fleet.env.emit(
             CheckUnsupported(
                 agent=subject.agent,

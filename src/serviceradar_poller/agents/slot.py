@@ -116,9 +116,9 @@ class AgentSlot:
     calls: dict[AgentClient, int] = field(default_factory=dict)
     lost: CallError | None = None
     schedules: dict[str, Schedule] = field(default_factory=dict)
-    failing: set[str] = field(default_factory=set)
+    failing: frozenset[str] = frozenset()
     failures: dict[str, int] = field(default_factory=dict)
-    unsupported: set[str] = field(default_factory=set)
+    unsupported: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:

@@ -71,6 +71,7 @@ def plan_calls(
     statuses: Sequence[ServiceStatus],
     *,
     timestamp: int,
+    size: int,
     size_of: Callable[[ServiceStatus], int],
 ) -> tuple[Call, ...]:
     """
@@ -80,8 +81,11 @@ def plan_calls(
     empty call: a sign of life.
 
     Args:
+        size: Encoded bytes of all statuses together.
         size_of: Encoded bytes of a status as a field of its report.
     """
+    if size <= CALL_BYTES_MAX:
+        return (_unary(head, statuses, timestamp, size),)
     calls: list[Call] = []
     batch: list[ServiceStatus] = []
     batch_size = 0
@@ -98,7 +102,7 @@ def plan_calls(
         batch_size += size
     # What doesn't fit goes first: core's service view then ends on the call that holds the checks.
     calls.extend(_sliced(head, status, timestamp, size_of) for status in oversized)
-    if batch or not statuses:
+    if batch:
         calls.append(_unary(head, batch, timestamp, batch_size))
     return tuple(calls)
 

@@ -251,7 +251,9 @@ class CoreReporter(Actor[Message]):
         """Return the call at the front of *report*, with a registering stream before it where core wants one."""
         timestamp = report.timestamp
         if report.calls is None:
-            report.calls = plan_calls(self._settings.head(), report.statuses, timestamp=timestamp, size_of=status_size)
+            report.calls = plan_calls(
+                self._settings.head(), report.statuses, timestamp=timestamp, size=report.size, size_of=status_size
+            )
         if not self._state.registered and not isinstance(report.calls[0], StreamCall):
             register = register_call(self._settings.head(), report.statuses, timestamp=timestamp, size_of=status_size)
             report.calls = (register, *report.calls)
