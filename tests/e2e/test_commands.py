@@ -14,7 +14,8 @@ import pytest
 
 from serviceradar_poller.lab.client import LabAgents
 from serviceradar_poller.lab.config import make_config
-from serviceradar_poller.testing.process import PollerProcess, clean_environment, eventually, free_port, run_command
+from serviceradar_poller.lab.ports import free_port
+from serviceradar_poller.testing.process import PollerProcess, clean_environment, eventually, run_command
 from serviceradar_poller.testing.site import write_config
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]

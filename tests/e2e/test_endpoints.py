@@ -10,8 +10,9 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
+from serviceradar_poller.lab.ports import free_port
 from serviceradar_poller.testing.lab_client import Client, code_of, credentials
-from serviceradar_poller.testing.process import eventually, free_port
+from serviceradar_poller.testing.process import eventually
 from serviceradar_poller.testing.site import POLLER_ID, MakeSite
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]

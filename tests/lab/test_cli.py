@@ -19,6 +19,7 @@ from serviceradar_poller.lab.cli import add_parser
 from serviceradar_poller.lab.client import LabAgents, LabCore, LabProcess
 from serviceradar_poller.lab.config import make_config
 from serviceradar_poller.lab.errors import LabError
+from serviceradar_poller.lab.ports import free_port
 from serviceradar_poller.testing.lab_client import raw
 
 #: Nearly every test here starts a process or two.
@@ -49,11 +50,7 @@ def test_signals_stop_at_once(peer: str, number: signal.Signals) -> None:
 
 def test_ports_file_and_base_port(tmp_path: Path) -> None:
     """Ports follow the base port, and the file tells them by id once the program is ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        base = probe.getsockname()[1]
-    if base > 65_000:
-        base -= 1000
+    base = free_port(count=2)
     path = tmp_path / "ports.json"
     arguments = ["agents", "--count", "2", "--base-port", str(base), "--ports-file", str(path)]
     with LabProcess([*arguments, "--name-pattern", "edge-{}"]) as agents:

@@ -14,7 +14,7 @@ from serviceradar_poller.lab.pki import make_leaf, make_pki
 from serviceradar_poller.transport.certificates import Inspection, examine, inspect
 
 Block = Callable[..., SecurityConfig]
-NOW = datetime.datetime.now(datetime.UTC).timestamp()
+NOW = datetime.datetime.now(datetime.UTC).timestamp() + 3600  # certificates are made when the first test runs
 DAY_S = 86_400.0
 
 

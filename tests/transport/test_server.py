@@ -21,7 +21,7 @@ from serviceradar_poller.transport.server import ListenError, PollerServer, star
 
 Block = Callable[..., SecurityConfig]
 STATES = health_pb2.HealthCheckResponse
-NOW = SystemClock().wall()
+NOW = SystemClock().wall() + 3600  # certificates are made when the first test runs
 
 
 @asynccontextmanager

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from serviceradar_poller.errors import PollerError
 from serviceradar_poller.lab.client import LabAgents, LabCore
 from serviceradar_poller.lab.config import make_config
 from serviceradar_poller.lab.pki import make_pki
+from serviceradar_poller.lab.ports import free_port
 from serviceradar_poller.observe.snapshot import ViewSnapshot, decode_snapshot
 from serviceradar_poller.observe.view import final_summary, render, summary_line
 
@@ -90,7 +90,7 @@ async def _demo(directory: Path, count: int, interval: str, interval_s: float, s
             await asyncio.to_thread(LabAgents.start, count, cert_dir=pki, faults=_faults())
         )
         core = await stack.enter_async_context(await asyncio.to_thread(LabCore.start, cert_dir=pki, record="summary"))
-        http_port = _free_port()
+        http_port = free_port()
         config_file = directory / "poller.json"
         make_config(
             config_file,
@@ -175,11 +175,6 @@ async def _poller(config_file: Path, log_file: Path) -> AsyncIterator[subprocess
         except subprocess.TimeoutExpired:
             process.kill()
             await asyncio.to_thread(process.wait)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 async def _first_view(

@@ -14,6 +14,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2
 
+from serviceradar_poller.lab.ports import free_port
 from serviceradar_poller.wire import codec
 from serviceradar_poller.wire.messages import (
     PollerStatusChunk,
@@ -227,8 +228,5 @@ def after_settings(answer: Callable[[asyncio.StreamWriter], None]) -> TcpHandler
 
 
 def unused_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """Return a port that was free a moment ago, and that no outgoing connection takes."""
+    return free_port()

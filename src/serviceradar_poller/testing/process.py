@@ -12,7 +12,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -70,12 +69,6 @@ def eventually(
         assert not hopeless, f"{what}: {hopeless}"
         assert _CLOCK.monotonic() < until_s, f"not within {timeout_s:g} s: {what}; last look: {found!r:.500}"
         pause.wait(LOOK_S)
-
-
-def free_port() -> int:
-    """Return a loopback port that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def clean_environment(**extra: str) -> dict[str, str]:

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from serviceradar_poller.lab.client import LabAgents, LabCore
 from serviceradar_poller.lab.config import CHECKS_DEFAULT, make_config
-from serviceradar_poller.testing.process import PATIENCE_S, PollerProcess, eventually, free_port
+from serviceradar_poller.lab.ports import free_port
+from serviceradar_poller.testing.process import PATIENCE_S, PollerProcess, eventually
 
 POLLER_ID = "e2e-poller"
 PARTITION = "site-a"

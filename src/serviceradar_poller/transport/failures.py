@@ -168,6 +168,9 @@ def _connect_failure(text: str, code: GrpcCode, *, peer: str, secure: bool) -> C
         return _error(Layer.TLS, code, "tls", f"{peer}: the peer's certificate does not hold the expected name")
     if "ALPN" in cause:
         return _error(Layer.TLS, code, "tls", f"{peer}: the peer's TLS does not offer HTTP/2 (ALPN h2)")
+    if "Unwrap failed" in cause:
+        # TLS 1.3 tells a client that its certificate is refused only after the handshake, by an alert.
+        return _error(Layer.TLS, code, "tls", f"{peer}: the peer ended TLS; does it accept our certificate?")
     if match := _SSL_ERROR.search(cause):
         problem = match["cause"]
         if problem == "WRONG_VERSION_NUMBER":
