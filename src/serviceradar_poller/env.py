@@ -15,6 +15,7 @@ from serviceradar_poller.wire.messages import (
     PollerStatusChunk,
     PollerStatusRequest,
     PollerStatusResponse,
+    ResultsChunk,
     ResultsRequest,
     ResultsResponse,
     StatusRequest,
@@ -24,6 +25,27 @@ from serviceradar_poller.wire.messages import (
 Event = KernelEvent | PollingEvent
 #: Takes an event; never blocks, never raises.
 Emit = Callable[[Event], None]
+
+
+class ResultsStream(Protocol):
+    """
+    One streamed result, pulled: nothing is asked for before the first read, and no chunk before its own.
+
+    For one task at a time. Read it to its end or to a failure, or else cancel it: until then it holds its call.
+    """
+
+    async def read(self) -> ResultsChunk | None:
+        """
+        Return the next chunk, None at the end of the stream, whether or not a chunk said that it is final.
+
+        Raises:
+            CallError: The call failed, took longer than its time, or was cancelled; every later read raises it again.
+        """
+        ...
+
+    async def cancel(self) -> None:
+        """End the call and return when nothing of it is left; a read under way fails. May be called at any time."""
+        ...
 
 
 class AgentClient(Protocol):
@@ -44,6 +66,10 @@ class AgentClient(Protocol):
 
     async def get_results(self, request: ResultsRequest, *, timeout_s: float) -> ResultsResponse:
         """Ask for a result set in one message."""
+        ...
+
+    def stream_results(self, request: ResultsRequest, *, timeout_s: float) -> ResultsStream:
+        """Ask for a result set chunk by chunk; all of it within *timeout_s* from now."""
         ...
 
     async def close(self) -> None:

@@ -136,11 +136,12 @@ def test_w22_failed_results_are_asked_again_soon() -> None:
     run(main())
 
 
-def test_streamed_results_are_told_once_and_counted() -> None:
-    """A check that this version can't run says so once in the log, is counted each time, and tells core nothing."""
+def test_results_that_the_agent_does_not_offer_are_told_once_and_counted() -> None:
+    """UNIMPLEMENTED says so once in the log, is counted each time, and tells core nothing."""
 
     async def main() -> None:
         site = SimSite(site_config([agent_config("a", PING, SYNC)]))
+        site.agents["a"].stream = lambda request: (_error(GrpcCode.UNIMPLEMENTED),)
         async with site.running():
             await asyncio.sleep(200.0)
         told = site.of(CheckUnsupported)

@@ -31,6 +31,8 @@ faults = st.builds(
     size_bytes=st.integers(0, 10_000_000),
     agent_id=st.text(),
     methods=st.lists(st.sampled_from(METHODS), unique=True).map(tuple),
+    chunk=st.integers(0, 1000),
+    per_minute=st.floats(0.01, 1000),
 )
 
 
@@ -80,6 +82,9 @@ def test_slow_touches_everything_unless_told() -> None:
         "huge:size_bytes=999999999999",
         "huge:size_bytes=1.5",
         "flap:up_s=0",
+        "stream_gap:chunk=-1",
+        "stream_drip:per_minute=0",
+        "stream_huge:size_bytes=9999999999",
         "slow:kind=2",
     ],
 )

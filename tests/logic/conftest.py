@@ -26,3 +26,8 @@ def wrap_vectors() -> list[dict[str, Any]]:
 @pytest.fixture(scope="session")
 def host_vectors() -> list[dict[str, Any]]:
     return _load("host-vectors.jsonl")
+
+
+@pytest.fixture(scope="session")
+def merge_vectors() -> list[dict[str, Any]]:
+    return _load("merge-vectors.jsonl")

@@ -16,11 +16,17 @@ from typing import Any, TypeVar
 from serviceradar_poller.agents.evidence import shows_life
 from serviceradar_poller.agents.messages import CallFailed, CallSucceeded
 from serviceradar_poller.agents.slot import AgentSlot, Reach
-from serviceradar_poller.env import AgentClient
+from serviceradar_poller.env import AgentClient, ResultsStream
 from serviceradar_poller.errors import CallError, GrpcCode, Layer
 from serviceradar_poller.logic.breaker import BreakerState
 from serviceradar_poller.logic.bucket import take
-from serviceradar_poller.wire.messages import ResultsRequest, ResultsResponse, StatusRequest, StatusResponse
+from serviceradar_poller.wire.messages import (
+    ResultsChunk,
+    ResultsRequest,
+    ResultsResponse,
+    StatusRequest,
+    StatusResponse,
+)
 
 T = TypeVar("T")
 
@@ -40,52 +46,52 @@ class AgentChannel:
         """Ask for a result set in one message; raises CallError."""
         return await self._call(lambda client, rest_s: client.get_results(request, timeout_s=rest_s), timeout_s)
 
+    async def stream_results(self, request: ResultsRequest, *, timeout_s: float) -> AgentStream:
+        """
+        Ask for a result set chunk by chunk, all of it within *timeout_s*; the first read makes the call.
+
+        Raises:
+            CallError: The agent is not to be asked now; what the call itself comes to is for the reader.
+        """
+        permit = await self._admit(timeout_s)
+        return AgentStream(permit, permit.client.stream_results(request, timeout_s=permit.rest_s))
+
     async def _call(self, ask: Callable[[AgentClient, float], Coroutine[Any, Any, T]], timeout_s: float) -> T:
+        permit = await self._admit(timeout_s)
+        try:
+            answer = await ask(permit.client, permit.rest_s)
+        except CallError as error:
+            raise permit.failed(error) from None
+        finally:
+            permit.end()
+        permit.answered()
+        return answer
+
+    async def _admit(self, timeout_s: float) -> _Permit:
+        """Let a call through breaker, rate limit and gate; raises CallError where it is not to be made."""
         slot = self._slot
         begin_s = slot.fleet.env.clock.monotonic()
         if slot.fault is not None:
             raise slot.fault.with_traceback(None)
-        if slot.breaker.state is BreakerState.CLOSED:
-            return await self._ask(ask, begin_s, begin_s + timeout_s)
-        if slot.breaker.state is BreakerState.OPEN or slot.trial:
+        trial = slot.breaker.state is BreakerState.HALF_OPEN and not slot.trial
+        if slot.breaker.state is not BreakerState.CLOSED and not trial:
             raise _refused_by_breaker(slot)
-        slot.trial = True  # half open: this one call finds out
+        slot.trial = slot.trial or trial  # half open: this one call finds out
         try:
-            return await self._ask(ask, begin_s, begin_s + timeout_s)
-        finally:
-            slot.trial = False
+            await self._wait_turn(begin_s, begin_s + timeout_s)
+            if slot.client is None:
+                raise _not_made("no_connection", "the connection is being rebuilt", GrpcCode.UNAVAILABLE)
+        except BaseException:
+            slot.trial = slot.trial and not trial
+            raise
+        return _Permit(slot, slot.client, self._tell, begin_s=begin_s, until_s=begin_s + timeout_s, trial=trial)
 
-    async def _ask(
-        self, ask: Callable[[AgentClient, float], Coroutine[Any, Any, T]], begin_s: float, until_s: float
-    ) -> T:
-        slot = self._slot
-        clock = slot.fleet.env.clock
+    async def _wait_turn(self, begin_s: float, until_s: float) -> None:
         wait_s = self._turn_s(begin_s, until_s)
-        if slot.reach is not Reach.UP:
+        if self._slot.reach is not Reach.UP:
             wait_s = max(wait_s, self._admission_s(begin_s, until_s))
         if wait_s > 0:
             await asyncio.sleep(wait_s)
-        client = slot.client
-        if client is None:
-            raise _not_made("no_connection", "the connection is being rebuilt", GrpcCode.UNAVAILABLE)
-        slot.calls[client] = slot.calls.get(client, 0) + 1
-        try:
-            answer = await ask(client, until_s - clock.monotonic())
-        except CallError as failure:
-            error = _replaced() if failure.reason == "closed" and slot.client is not client else failure
-            if shows_life(error):
-                slot.answered_s = clock.monotonic()
-            self._tell(CallFailed(error.with_traceback(None), begin_s))
-            raise error from None
-        finally:
-            slot.calls[client] -= 1
-            if not slot.calls[client]:
-                del slot.calls[client]
-        slot.answered_s = clock.monotonic()
-        breaker = slot.breaker
-        if slot.reach is not Reach.UP or breaker.failures or breaker.state is not BreakerState.CLOSED:
-            self._tell(CallSucceeded())
-        return answer
 
     def _turn_s(self, now_s: float, until_s: float) -> float:
         """Return how long to wait for the rate limit; raises CallError when that is too long."""
@@ -114,6 +120,110 @@ class AgentChannel:
         if slot.admitted_s >= until_s:
             raise _not_made("connect_limited", "too many new connections; this agent's turn did not come in time")
         return max(slot.admitted_s - now_s, 0.0)
+
+
+class _Permit:
+    """One call that was let through, from its admission to its end; what came of it is told once."""
+
+    __slots__ = ("_begin_s", "_ended", "_slot", "_tell", "_trial", "_until_s", "client")
+
+    def __init__(
+        self,
+        slot: AgentSlot,
+        client: AgentClient,
+        tell: Callable[[CallSucceeded | CallFailed], object],
+        *,
+        begin_s: float,
+        until_s: float,
+        trial: bool,
+    ) -> None:
+        self.client = client
+        self._slot = slot
+        self._tell = tell
+        self._begin_s = begin_s
+        self._until_s = until_s
+        self._trial = trial
+        self._ended = False
+        slot.calls[client] = slot.calls.get(client, 0) + 1
+
+    @property
+    def rest_s(self) -> float:
+        """What is left of the call's time."""
+        return self._until_s - self._slot.fleet.env.clock.monotonic()
+
+    def answered(self) -> None:
+        """Take note of an answer."""
+        slot = self._slot
+        slot.answered_s = slot.fleet.env.clock.monotonic()
+        breaker = slot.breaker
+        if slot.reach is not Reach.UP or breaker.failures or breaker.state is not BreakerState.CLOSED:
+            self._tell(CallSucceeded())
+
+    def failed(self, failure: CallError) -> CallError:
+        """Tell of a failure, and return it as the caller shall see it."""
+        slot = self._slot
+        error = _replaced() if failure.reason == "closed" and slot.client is not self.client else failure
+        if shows_life(error):
+            slot.answered_s = slot.fleet.env.clock.monotonic()
+        error = error.with_traceback(None)
+        self._tell(CallFailed(error, self._begin_s))
+        return error
+
+    def end(self) -> None:
+        """Give the place back. May be called twice."""
+        if self._ended:
+            return
+        self._ended = True
+        calls = self._slot.calls
+        calls[self.client] -= 1
+        if not calls[self.client]:
+            del calls[self.client]
+        if self._trial:
+            self._slot.trial = False
+
+
+class AgentStream:
+    """
+    A streamed result of one agent; the first answer and a failure are told on, each once.
+
+    A stream that is cancelled says nothing of the agent, and neither does one that began and took too long: an agent
+    that answers slowly is there.
+
+    Implements env.ResultsStream, with the same duty: read it to its end or to a failure, or cancel it.
+    """
+
+    def __init__(self, permit: _Permit, stream: ResultsStream) -> None:
+        self._permit = permit
+        self._stream = stream
+        self._answered = False
+        self._failure: CallError | None = None
+        self._cancelled = False
+
+    async def read(self) -> ResultsChunk | None:
+        """Return the next chunk, None at the end. Raises CallError."""
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)
+        try:
+            chunk = await self._stream.read()
+        except CallError as error:
+            self._permit.end()
+            if self._cancelled or (self._answered and error.layer is Layer.DEADLINE):
+                self._failure = error
+            else:
+                self._failure = self._permit.failed(error)
+            raise self._failure from None
+        if not self._answered:
+            self._answered = True
+            self._permit.answered()
+        if chunk is None:
+            self._permit.end()
+        return chunk
+
+    async def cancel(self) -> None:
+        """End the call; it says nothing of the agent. May be called twice."""
+        self._cancelled = True
+        self._permit.end()
+        await self._stream.cancel()
 
 
 def _not_made(reason: str, detail: str, code: GrpcCode = GrpcCode.RESOURCE_EXHAUSTED) -> CallError:

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from serviceradar_poller.agents.runner import CheckRunner
+from serviceradar_poller.errors import CallError, GrpcCode, Layer
 from serviceradar_poller.logic.backoff import BackoffSettings, delay_s
+from serviceradar_poller.logic.merge import MergeError, MergeLimits
 from serviceradar_poller.logic.outcome import CheckSubject, Outcome, from_results
 from serviceradar_poller.logic.schedule import CheckPlan
+from serviceradar_poller.logic.streamed import feed, finish, missing_service, new_streamed, to_outcome
 from serviceradar_poller.wire.messages import ResultsRequest
 
 #: A failed results check runs again after this delay, and not only after its whole interval.
 RESULTS_RETRY = BackoffSettings(min_s=5.0, max_s=300.0)
 
+#: A streamed result takes at most this time.
+STREAM_S_MAX = 300.0
+#: A streamed result is held in memory until core has it; a larger one is told as failed.
+STREAM_LIMITS = MergeLimits(total_bytes_max=64 * 1024 * 1024)
+
 
 class ResultsStreamer(CheckRunner):
-    """GetResults on schedule."""
+    """GetResults and StreamResults on schedule."""
 
     kind = "results"
 
@@ -29,6 +37,14 @@ class ResultsStreamer(CheckRunner):
         interval_s = max(interval_s, self._slot.fleet.timetable.interval_s)
         return CheckPlan(key=subject.key, interval_s=interval_s, offset_s=self.offset_s(subject))
 
+    def timeout_s(self, subject: CheckSubject) -> float:
+        """Return the time of a check, or for a stream as long as its interval lasts, within STREAM_S_MAX."""
+        timeout_s = super().timeout_s(subject)
+        check = self._slot.checks[subject.key]
+        if not check.is_streamed or check.results_interval_s is None:
+            return timeout_s
+        return max(timeout_s, min(check.results_interval_s, STREAM_S_MAX))
+
     def retry_delay_s(self, key: str, outcome: Outcome) -> float | None:
         """Return a growing delay while the check goes on failing."""
         failures = self._slot.failures
@@ -41,19 +57,56 @@ class ResultsStreamer(CheckRunner):
     async def ask(self, subject: CheckSubject, tick: int, timeout_s: float) -> Outcome | None:
         """Ask the agent for what is new since the last result that core accepted."""
         slot = self._slot
-        if slot.checks[subject.key].is_streamed:
-            self.tell_unsupported(subject, "results that come as a stream are not pulled by this version")
-            return None
-        response = await self._channel.get_results(
-            ResultsRequest(
-                service_name=subject.service_name,
-                service_type=subject.service_type,
-                agent_id=subject.agent,
-                poller_id=slot.fleet.reporter.poller_id,
-                details=subject.details,
-                last_sequence=slot.fleet.positions.get((subject.agent, subject.key), ""),
-            ),
-            timeout_s=timeout_s,
+        request = ResultsRequest(
+            service_name=subject.service_name,
+            service_type=subject.service_type,
+            agent_id=subject.agent,
+            poller_id=slot.fleet.reporter.poller_id,
+            details=subject.details,
+            last_sequence=slot.fleet.positions.get((subject.agent, subject.key), ""),
         )
+        if slot.checks[subject.key].is_streamed:
+            try:
+                return await self._pull(subject, request, tick, timeout_s)
+            except CallError as error:
+                if error.layer is Layer.GRPC and error.code is GrpcCode.NOT_FOUND:
+                    return missing_service(subject, slot.fleet.reporter, tick=tick)
+                raise
+        response = await self._channel.get_results(request, timeout_s=timeout_s)
         await self.device()
         return from_results(response, subject, slot.fleet.reporter, slot.device, tick=tick)
+
+    async def _pull(self, subject: CheckSubject, request: ResultsRequest, tick: int, timeout_s: float) -> Outcome:
+        """Read a stream chunk by chunk; nothing of one that breaks or makes no sense is used. Raises CallError."""
+        slot = self._slot
+        await self.device()  # the address goes into the first piece
+        begin_s = self.system.now()
+        stream = await self._channel.stream_results(request, timeout_s=timeout_s)
+        streamed = new_streamed(
+            subject,
+            slot.fleet.reporter,
+            slot.device,
+            last_sequence=request.last_sequence,
+            limits=STREAM_LIMITS,
+        )
+        message = bytearray()
+        try:
+            while not streamed.merge.final:
+                chunk = await stream.read()
+                if chunk is None:
+                    break
+                streamed, piece = feed(streamed, chunk)
+                message += piece
+            end, result = finish(streamed)
+        except MergeError as error:
+            raise CallError(
+                layer=Layer.APPLICATION,
+                code=GrpcCode.DATA_LOSS,
+                reason=f"stream_{error.reason}",
+                detail=error.detail,
+            ) from None
+        finally:
+            await stream.cancel()
+        message += end
+        response_time = int((self.system.now() - begin_s) * 1e9)
+        return to_outcome(result, bytes(message), subject, tick=tick, response_time=response_time)

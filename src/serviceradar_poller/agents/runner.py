@@ -72,6 +72,10 @@ class CheckRunner(Actor[RunnerMessage]):
     def plan(self, subject: CheckSubject) -> CheckPlan:
         """Return how often the check runs."""
 
+    def timeout_s(self, subject: CheckSubject) -> float:
+        """Return how long one run of the check may take, retries included."""
+        return self._slot.fleet.scheduling.check_timeout_s
+
     @abstractmethod
     async def ask(self, subject: CheckSubject, tick: int, timeout_s: float) -> Outcome | None:
         """Ask the agent once; return None where there is nothing to ask. Raises CallError."""
@@ -175,7 +179,7 @@ class CheckRunner(Actor[RunnerMessage]):
         """Ask until there is an answer, the failure is final, or time or budget is used up."""
         slot = self._slot
         fleet = slot.fleet
-        until_s = begin_s + fleet.scheduling.check_timeout_s
+        until_s = begin_s + self.timeout_s(subject)
         slot.budget = deposit(slot.budget, self._budget)
         attempt = 1
         while True:

@@ -21,7 +21,7 @@ class SecurityContext(Actor[AnsweredAs]):
 
     def __init__(self, slot: AgentSlot) -> None:
         self._slot = slot
-        self._claims: set[str] = set()
+        self._claims: frozenset[str] = frozenset()
 
     async def handle(self, message: AnsweredAs) -> None:
         """Tell of an id that was not asked for, once."""
@@ -29,5 +29,5 @@ class SecurityContext(Actor[AnsweredAs]):
         if claimed == self._slot.name or claimed in self._claims:
             return
         if len(self._claims) < CLAIMS_MAX:
-            self._claims.add(claimed)
+            self._claims |= {claimed}
         self._slot.fleet.env.emit(AgentIdMismatch(agent=self._slot.name, claimed=claimed))

@@ -14,10 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from serviceradar_poller.agents.coordinator import check_subjects
+from serviceradar_poller.agents.results import STREAM_LIMITS
 from serviceradar_poller.config.loading import load
 from serviceradar_poller.config.model import AgentConfig, CheckConfig, PollerConfig
 from serviceradar_poller.env import AgentClient, SystemClock
 from serviceradar_poller.errors import CallError, ConfigError, ConfigProblem, GrpcCode, Layer
+from serviceradar_poller.logic.merge import MergeError, feed, finish, new_merge
 from serviceradar_poller.observe.text import clean
 from serviceradar_poller.transport.grpcio_client import GrpcioTransport
 from serviceradar_poller.transport.probe import ProbeStep, StepState, probe
@@ -35,13 +37,7 @@ MESSAGE_SHOWN_MAX = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """
-    What one check came to.
-
-    Attributes:
-        layer, reason, error: Empty where there was an answer.
-        unsupported: It was not asked: this version can't.
-    """
+    """What one check came to; ``layer``, ``reason`` and ``error`` are empty where there was an answer."""
 
     agent: str
     check: str
@@ -54,7 +50,6 @@ class Answer:
     layer: str = ""
     reason: str = ""
     error: str = ""
-    unsupported: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -93,8 +88,7 @@ def poll_once(
         out.write(msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n")
     else:
         _print(found, out)
-    answers = [answer for one in found for answer in one.answers if not answer.unsupported]
-    return 0 if all(answer.available for answer in answers) else EXIT_NOT_AVAILABLE
+    return 0 if all(answer.available for one in found for answer in one.answers) else EXIT_NOT_AVAILABLE
 
 
 def _choose(
@@ -191,8 +185,8 @@ async def _ask(config: PollerConfig, agent: AgentConfig, key: str, check: CheckC
     timeout_s = config.scheduling.check_timeout_s
     try:
         if check.is_streamed:
-            return _unsupported(agent, key, check)
-        if check.is_results:
+            available, message = await _streamed(config, agent, check, client, timeout_s)
+        elif check.is_results:
             available, message = await _results(config, agent, check, client, timeout_s)
         else:
             status = await client.get_status(
@@ -237,18 +231,33 @@ async def _results(
     return results.available, results.data
 
 
-def _unsupported(agent: AgentConfig, key: str, check: CheckConfig) -> Answer:
-    return Answer(
-        agent=agent.name,
-        check=key,
+async def _streamed(
+    config: PollerConfig, agent: AgentConfig, check: CheckConfig, client: AgentClient, timeout_s: float
+) -> tuple[bool, bytes]:
+    """Pull a streamed result to its end, and tell how much it is; raises CallError."""
+    request = ResultsRequest(
         service_name=check.service_name,
         service_type=check.service_type,
-        kind="results",
-        available=False,
-        latency_s=0.0,
-        message="results that come as a stream are not pulled by this version",
-        unsupported=True,
+        agent_id=agent.name,
+        poller_id=config.poller_id,
+        details=check.details,
     )
+    stream = client.stream_results(request, timeout_s=timeout_s)
+    merge = new_merge(check.service_type, limits=STREAM_LIMITS)
+    try:
+        while not merge.final and (chunk := await stream.read()) is not None:
+            merge, _ = feed(merge, chunk)
+        _, result = finish(merge)
+    except MergeError as error:
+        raise CallError(
+            layer=Layer.APPLICATION,
+            code=GrpcCode.DATA_LOSS,
+            reason=f"stream_{error.reason}",
+            detail=error.detail,
+        ) from None
+    finally:
+        await stream.cancel()
+    return True, f"{result.items} items, {result.bytes} bytes, sequence {result.sequence or '-'}".encode()
 
 
 def _failure(agent: AgentConfig, key: str, check: CheckConfig, error: CallError, latency_s: float) -> Answer:
@@ -278,8 +287,6 @@ def _print(found: Sequence[AgentAnswers], out: TextIO) -> None:
         for answer in one.answers:
             if answer.layer:
                 result, text = Text(f"failed ({answer.layer})", style="red"), f"{answer.reason}: {answer.error}"
-            elif answer.unsupported:
-                result, text = Text("not asked", style="dim"), answer.message
             elif answer.available:
                 result, text = Text("available", style="green"), answer.message
             else:

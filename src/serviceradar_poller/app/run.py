@@ -41,11 +41,11 @@ EXIT_CUT = 130
 
 #: A loop that does not turn for so long is told, with what it was doing.
 WATCHDOG_THRESHOLD_S = 0.5
-#: glibc's name for the limit of its heaps, malloc.h.
-M_ARENA_MAX = -8
+#: glibc's names for its settings, malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 #: Between collections of the youngest objects. A cycle makes tens of thousands of short-lived ones and hardly any
 #: garbage in cycles; the default of 700 spends several percent of a large site's CPU on looking.
-GC_THRESHOLDS = (20_000, 20, 50)
+GC_THRESHOLDS = (5_000, 10, 20)
 
 
 def _services(poller: Poller, observation: Observation) -> Sequence[ChildSpec]:
@@ -119,17 +119,24 @@ def _pull(poller: Poller, metrics: MetricsSink) -> None:
     )
 
 
-def _limit_arenas() -> None:
-    """Keep glibc from giving each of gRPC's threads a heap of its own, which only fragments: 4 MiB of a large site."""
+def _tune_malloc() -> None:
+    """
+    Keep glibc from holding on to what is free: several MiB of a large site.
+
+    One heap for each of gRPC's threads only fragments. Buffers of whole reports go back to the system when they are
+    freed; by default glibc learns from the first of them to keep the next ones.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_ARENA_MAX, 2)
+        mallopt(M_MMAP_THRESHOLD, 128 * 1024)
+        mallopt(M_TRIM_THRESHOLD, 128 * 1024)
 
 
 def run(loaded: LoadedConfig, environ: Mapping[str, str]) -> int:
     """Run the poller until it is told to stop; return the exit code."""
     stream = sys.stderr if loaded.config.logging.output == "stderr" else sys.stdout
-    _limit_arenas()
+    _tune_malloc()
     with asyncio.Runner() as runner:
         return runner.run(_main(loaded, environ, stream))
 

@@ -24,9 +24,10 @@ from serviceradar_poller.lab.answers import (
 )
 from serviceradar_poller.lab.datasets import Dataset
 from serviceradar_poller.lab.errors import LabError
-from serviceradar_poller.lab.faults import SOCKET_FAULTS, Fault, FaultKind, expand_target
-from serviceradar_poller.lab.http2 import Call
+from serviceradar_poller.lab.faults import SOCKET_FAULTS, STREAM_FAULTS, Fault, FaultKind, expand_target
+from serviceradar_poller.lab.http2 import Call, StreamItem
 from serviceradar_poller.lab.server import AgentServer
+from serviceradar_poller.lab.streams import distort_stream
 from serviceradar_poller.lab.tls import server_context
 from serviceradar_poller.wire.pb import monitoring_pb2 as pb
 
@@ -71,7 +72,7 @@ class SimulatedAgent:
     One agent.
 
     Attributes:
-        calls: By method: health, status, results, stream.
+        calls: By method: health, status, results, stream; chunks: of all streams, as far as clients took them.
         overlaps: By check, ``type:name``, how many calls of it were held back at the same time at most; only calls that
             a fault holds can overlap, all others are answered at once.
         last_call_s: Unix seconds of the last call; 0: none yet.
@@ -198,8 +199,21 @@ class SimulatedAgent:
         elif fault is not None and fault.kind is FaultKind.EMPTY:
             chunks = iter(())  # ends without a final chunk
         else:
-            chunks = stream_results(self.profile, pb.ResultsRequest.FromString(call.message), now)
-        call.stream(chunk.SerializeToString() for chunk in chunks)
+            request = pb.ResultsRequest.FromString(call.message)
+            chunks = stream_results(self.profile, request, now)
+            if fault is not None and fault.kind in STREAM_FAULTS:
+                self._send(call, distort_stream(chunks, request, fault, agent_id=self.id, now=now))
+                return
+        self._send(call, (chunk.SerializeToString() for chunk in chunks))
+
+    def _send(self, call: Call, items: Iterator[StreamItem]) -> None:
+        call.stream(self._counted(items))
+
+    def _counted(self, items: Iterator[StreamItem]) -> Iterator[StreamItem]:
+        for item in items:
+            if isinstance(item, bytes):
+                self.calls["chunks"] += 1
+            yield item
 
 
 _METHODS: dict[str, tuple[str, str, Callable[[SimulatedAgent, Call, float], None]]] = {

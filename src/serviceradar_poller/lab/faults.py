@@ -19,6 +19,9 @@ from serviceradar_poller.lab.errors import FaultError
 SECONDS_MAX = 86_400.0
 #: Largest message that a fault may ask for.
 SIZE_BYTES_MAX = 256 * 1024 * 1024
+#: Largest streamed result that a fault may ask for.
+STREAM_BYTES_MAX = 4 * 1024 * 1024 * 1024
+PER_MINUTE_MAX = 60_000.0
 #: What the ``methods`` of a fault may name.
 METHODS = ("health", "status", "results")
 
@@ -47,6 +50,17 @@ class FaultKind(enum.StrEnum):
     HUGE = "huge"  # the message is JSON of ``size_bytes``
     CHECK_FAILED = "check_failed"  # the agent's own word that a check failed: {"error": message}
     UNAVAILABLE = "unavailable"  # available=false, with the usual message
+    # the streamed result; ``chunk`` is an index from 0, or the last where there are fewer
+    STREAM_GARBAGE = "stream_garbage"  # that chunk is cut-off JSON
+    STREAM_GAP = "stream_gap"  # that chunk is missing
+    STREAM_DUPLICATE = "stream_duplicate"  # that chunk comes twice
+    STREAM_REORDER = "stream_reorder"  # that chunk comes after the next
+    STREAM_STOP = "stream_stop"  # ends before that chunk, with OK
+    STREAM_RESET = "stream_reset"  # the call is broken off before that chunk
+    STREAM_DRIP = "stream_drip"  # ``per_minute`` chunks a minute
+    STREAM_ENDLESS = "stream_endless"  # goes on with more of the last chunk, never final
+    STREAM_HUGE = "stream_huge"  # device updates of ``size_bytes`` in all
+    STREAM_UNCHANGED = "stream_unchanged"  # one final {} at the sequence that was asked about
 
 
 #: Faults of the socket; the others need a working connection.
@@ -60,6 +74,8 @@ SOCKET_FAULTS = frozenset(
         FaultKind.TLS_GARBAGE,
     }
 )
+#: Faults of StreamResults alone.
+STREAM_FAULTS = frozenset(kind for kind in FaultKind if kind.value.startswith("stream_"))
 _HANGS = {
     FaultKind.HANG_HEALTH: ("health",),
     FaultKind.HANG_STATUS: ("status",),
@@ -75,6 +91,8 @@ class Fault:
     Attributes:
         seconds: Delay of ``slow``.
         up_s, down_s: Periods of ``flap``.
+        chunk: Which chunk of a stream is concerned.
+        per_minute: Chunks a minute of ``stream_drip``.
         methods: Which calls ``slow`` and ``error`` touch: health, status, results.
     """
 
@@ -87,6 +105,8 @@ class Fault:
     size_bytes: int = 5 * 1024 * 1024
     agent_id: str = "agent-impostor"
     methods: tuple[str, ...] = ("status", "results")
+    chunk: int = 1
+    per_minute: float = 10.0
 
     def __post_init__(self) -> None:
         for name in ("seconds", "up_s", "down_s"):
@@ -94,8 +114,13 @@ class Fault:
                 raise FaultError(f"{name} must be between 0 and {SECONDS_MAX:g}, not {getattr(self, name)}")
         if self.kind is FaultKind.FLAP and min(self.up_s, self.down_s) < 0.01:
             raise FaultError("up_s and down_s of flap must be at least 0.01")
-        if not 0 <= self.size_bytes <= SIZE_BYTES_MAX:
-            raise FaultError(f"size_bytes must be between 0 and {SIZE_BYTES_MAX}, not {self.size_bytes}")
+        size_bytes_max = STREAM_BYTES_MAX if self.kind is FaultKind.STREAM_HUGE else SIZE_BYTES_MAX
+        if not 0 <= self.size_bytes <= size_bytes_max:
+            raise FaultError(f"size_bytes must be between 0 and {size_bytes_max}, not {self.size_bytes}")
+        if self.chunk < 0:
+            raise FaultError(f"chunk must not be below 0, as {self.chunk} is")
+        if not 60.0 / SECONDS_MAX <= self.per_minute <= PER_MINUTE_MAX:
+            raise FaultError(f"per_minute must be between 1 a day and {PER_MINUTE_MAX:g}, not {self.per_minute}")
         unknown = set(self.methods) - set(METHODS)
         if unknown:
             raise FaultError(f"methods may name {', '.join(METHODS)}, not {', '.join(sorted(unknown))}")

@@ -14,6 +14,7 @@ refused as protocol errors: what a client must not send. Requests hold exactly o
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Iterator
 
 from serviceradar_poller.errors import GrpcCode
@@ -34,7 +35,7 @@ PING_STRIKES_MAX = 2
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _PRIORITY, _RST, _SETTINGS, _PUSH, _PING, _GOAWAY, _WINDOW, _CONTINUATION = range(10)
 _END_STREAM, _ACK, _END_HEADERS, _PADDED, _HAS_PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
-_NO_ERROR, _PROTOCOL_ERROR, _FLOW_ERROR, _FRAME_SIZE_ERROR = 0x0, 0x1, 0x3, 0x6
+_NO_ERROR, _PROTOCOL_ERROR, _INTERNAL_ERROR, _FLOW_ERROR, _FRAME_SIZE_ERROR = 0x0, 0x1, 0x2, 0x3, 0x6
 _REFUSED_STREAM, _COMPRESSION_ERROR, _ENHANCE_YOUR_CALM = 0x7, 0x9, 0xB
 _FRAME_BYTES_MAX = 16_384  # what we accept; the protocol's default
 _SEND_FRAME_BYTES_MAX = 65_536
@@ -43,6 +44,16 @@ _WINDOW_MAX = 2**31 - 1
 #: Receive window of the whole connection: a large request must not stall on round trips.
 _CONNECTION_WINDOW = 8 * 1024 * 1024
 _STREAM_WINDOW = REQUEST_BYTES_MAX + 1024
+
+
+class StreamEnd(enum.Enum):
+    """How a stream ends, other than by its end."""
+
+    RESET = enum.auto()
+
+
+#: A message, seconds to wait before what follows, or an end.
+StreamItem = bytes | float | StreamEnd
 
 
 class Http2Error(Exception):
@@ -77,13 +88,13 @@ class Call:
         """Answer with an error."""
         self._connection._fail(self._stream, code, detail)
 
-    def stream(self, messages: Iterator[bytes]) -> None:
-        """Answer with many messages, each taken only when there is room for it."""
+    def stream(self, messages: Iterator[StreamItem]) -> None:
+        """Answer with many messages, each taken only when there is room for it; between them it may wait."""
         self._connection._start_stream(self._stream, messages)
 
 
 class _Stream:
-    __slots__ = ("body", "done", "id", "path", "pending", "source", "window")
+    __slots__ = ("body", "done", "id", "path", "paused", "pending", "source", "window")
 
     def __init__(self, stream_id: int, path: str, window: int) -> None:
         self.id = stream_id
@@ -91,7 +102,8 @@ class _Stream:
         self.window = window  # what the peer still takes
         self.body = bytearray()
         self.pending = memoryview(b"")  # framed, waiting for window
-        self.source: Iterator[bytes] | None = None
+        self.source: Iterator[StreamItem] | None = None
+        self.paused = False  # its source asked for time
         self.done = False
 
 
@@ -105,6 +117,7 @@ class Http2Server:
         on_call: Gets every complete request.
         wake: Called when ``out`` grew outside receive().
         now: Monotonic seconds, for the ping policy.
+        later: Calls back after so many seconds, for streams that pause.
     """
 
     __slots__ = (
@@ -113,6 +126,7 @@ class Http2Server:
         "_initial_window",
         "_last_id",
         "_last_ping",
+        "_later",
         "_now",
         "_on_call",
         "_peer_frame",
@@ -130,8 +144,16 @@ class Http2Server:
         "pings",
     )
 
-    def __init__(self, *, on_call: Callable[[Call], None], wake: Callable[[], None], now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        *,
+        on_call: Callable[[Call], None],
+        wake: Callable[[], None],
+        now: Callable[[], float],
+        later: Callable[[float, Callable[[], None]], object] | None = None,
+    ) -> None:
         self._on_call = on_call
+        self._later = later
         self._wake = wake
         self._now = now
         self.out = bytearray()
@@ -391,7 +413,7 @@ class Http2Server:
         self._ping_pardon = True
         self._end(stream)
 
-    def _start_stream(self, stream: _Stream, messages: Iterator[bytes]) -> None:
+    def _start_stream(self, stream: _Stream, messages: Iterator[StreamItem]) -> None:
         if stream.done:
             return
         self._frame(_HEADERS, _END_HEADERS, stream.id, self._writer.headers())
@@ -403,9 +425,16 @@ class Http2Server:
         """Send as much of a streamed answer as the windows and the socket take."""
         while not stream.done:
             if not stream.pending:
-                if stream.source is None or len(self.out) > OUTPUT_HIGH_BYTES:
+                if stream.source is None or stream.paused or len(self.out) > OUTPUT_HIGH_BYTES:
                     return
                 message = next(stream.source, None)
+                if isinstance(message, float):
+                    self._pause(stream, message)
+                    return
+                if message is StreamEnd.RESET:
+                    self._frame(_RST, 0, stream.id, _INTERNAL_ERROR.to_bytes(4, "big"))
+                    self._end(stream)
+                    return
                 if message is None:
                     self._frame(_HEADERS, _END_HEADERS | _END_STREAM, stream.id, self._writer.trailers())
                     self._end(stream)
@@ -421,6 +450,16 @@ class Http2Server:
             self._ping_pardon = True
             self.out += len(part).to_bytes(3, "big") + b"\x00\x00" + stream.id.to_bytes(4, "big")
             self.out += part
+
+    def _pause(self, stream: _Stream, seconds: float) -> None:
+        assert self._later is not None, "a stream that pauses needs a timer"
+        stream.paused = True
+        self._later(seconds, lambda: self._go_on(stream))
+
+    def _go_on(self, stream: _Stream) -> None:
+        stream.paused = False
+        self._pump(stream)
+        self._wake()
 
     def _end(self, stream: _Stream) -> None:
         stream.done = True

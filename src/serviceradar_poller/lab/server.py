@@ -295,7 +295,9 @@ class Connection:
                 return
         http2 = self._http2
         if http2 is None:
-            http2 = self._http2 = Http2Server(on_call=self._server.on_call, wake=self._flush, now=self._loop.time)
+            http2 = self._http2 = Http2Server(
+                on_call=self._server.on_call, wake=self._flush, now=self._loop.time, later=self._loop.call_later
+            )
         self._held = True  # one send for everything that these bytes cause
         http2.receive(data)
         self._held = False

@@ -8,8 +8,8 @@ What a peer does is set by attributes at any time, also while calls wait.
 from __future__ import annotations
 
 import asyncio
-import random  # noqa: TID251 — the seed is the caller's
-from collections.abc import Awaitable, Callable, Sequence
+import random  # noqa: TID251 — its seed is the caller's
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from serviceradar_poller.config.model import SecurityConfig
@@ -19,6 +19,7 @@ from serviceradar_poller.wire.messages import (
     PollerStatusChunk,
     PollerStatusRequest,
     PollerStatusResponse,
+    ResultsChunk,
     ResultsRequest,
     ResultsResponse,
     ServiceStatus,
@@ -30,6 +31,9 @@ T = TypeVar("T")
 
 REFUSED = CallError(layer=Layer.TCP, code=GrpcCode.UNAVAILABLE, reason="refused", detail="connection refused")
 CLOSED = CallError(layer=Layer.GRPC, code=GrpcCode.CANCELLED, reason="closed", detail="closed by this side")
+CANCELLED = CallError(
+    layer=Layer.CONFIG, code=GrpcCode.CANCELLED, reason="cancelled", detail="the stream was cancelled"
+)
 TIMEOUT = CallError(layer=Layer.DEADLINE, code=GrpcCode.DEADLINE_EXCEEDED, reason="timeout", detail="no answer")
 
 
@@ -64,6 +68,11 @@ class Peer:
         self._released = asyncio.Event()
         self._released.set()
         self.calls: list[tuple[float, str]] = []
+
+    @property
+    def released(self) -> asyncio.Event:
+        """Set while calls need not wait."""
+        return self._released
 
     @property
     def hang(self) -> bool:
@@ -104,6 +113,10 @@ class FakeAgent(Peer):
     Attributes:
         status: Makes the answer to a status request.
         results: Makes the answer to a results request.
+        stream: Makes what a streamed result holds, each taken when it is read: a chunk, seconds to wait, or the error
+            that ends it.
+        streamed: How much of all streams has been taken.
+        streams_cancelled: Streams that their reader cancelled before their end.
         health: What it says of itself.
     """
 
@@ -117,6 +130,11 @@ class FakeAgent(Peer):
         self.results: Callable[[ResultsRequest], ResultsResponse] = lambda request: ResultsResponse(
             available=True, data=b"{}", agent_id=self.name, has_new_data=True, current_sequence="1"
         )
+        self.stream: Callable[[ResultsRequest], Iterable[ResultsChunk | CallError | float]] = lambda request: (
+            ResultsChunk(data=b"[]", is_final=True, total_chunks=1, current_sequence="1"),
+        )
+        self.streamed = 0
+        self.streams_cancelled = 0
         self.requests: list[StatusRequest | ResultsRequest] = []
         self.hang_methods: set[str] = set()
 
@@ -142,6 +160,10 @@ class FakeAgentClient:
         self._agent.requests.append(request)
         return await self._ask("results", lambda: self._agent.results(request), timeout_s)
 
+    def stream_results(self, request: ResultsRequest, *, timeout_s: float) -> FakeResultsStream:
+        """Ask for results chunk by chunk."""
+        return FakeResultsStream(self._agent, request, timeout_s, self._closed)
+
     async def close(self) -> None:
         """Close."""
         self._closed.set()
@@ -156,6 +178,85 @@ class FakeAgentClient:
                 raise TIMEOUT from None
             raise CLOSED
         return await self._agent.answer(name, make, timeout_s, self._closed)
+
+
+class FakeResultsStream:
+    """A streamed result of a FakeAgent; ``stream`` in its hang_methods holds back every chunk."""
+
+    def __init__(self, agent: FakeAgent, request: ResultsRequest, timeout_s: float, closed: asyncio.Event) -> None:
+        self._agent = agent
+        self._request = request
+        self._until_s = asyncio.get_running_loop().time() + timeout_s
+        self._closed = closed
+        self._cancelled = asyncio.Event()
+        self._source: Iterator[ResultsChunk | CallError | float] | None = None
+        self._ended = False
+        self._failure: CallError | None = None
+
+    async def read(self) -> ResultsChunk | None:
+        """Return the next chunk."""
+        if self._ended:
+            if self._failure is not None:
+                raise self._failure.with_traceback(None)
+            return None
+        try:
+            chunk = await self._next()
+        except CallError as error:
+            self._ended, self._failure = True, error
+            raise
+        except asyncio.CancelledError:
+            await self.cancel()
+            raise
+        self._ended = chunk is None
+        return chunk
+
+    async def cancel(self) -> None:
+        """End the stream."""
+        if not self._ended:
+            self._ended, self._failure = True, CANCELLED
+            self._agent.streams_cancelled += 1
+            self._cancelled.set()
+
+    async def _next(self) -> ResultsChunk | None:
+        agent = self._agent
+        if self._source is None:
+            agent.calls.append((asyncio.get_running_loop().time(), "stream"))
+            agent.requests.append(self._request)
+            self._source = iter(agent.stream(self._request))
+        wait_s = agent.latency_s
+        while True:
+            await self._pause(wait_s)
+            item = next(self._source, None)
+            match item:
+                case ResultsChunk():
+                    agent.streamed += 1
+                    return item
+                case CallError():
+                    raise item.with_traceback(None)
+                case None:
+                    return None
+            wait_s = float(item)
+
+    async def _pause(self, wait_s: float) -> None:
+        """Let time pass as the agent behaves now. Raises CallError."""
+        agent = self._agent
+        rest_s = self._until_s - asyncio.get_running_loop().time()
+        if rest_s <= 0:
+            raise TIMEOUT.with_traceback(None)
+        try:
+            async with asyncio.timeout(rest_s):
+                await _first(asyncio.sleep(wait_s), self._closed.wait(), self._cancelled.wait())
+                if "stream" in agent.hang_methods:
+                    await _first(self._closed.wait(), self._cancelled.wait())
+                await _first(agent.released.wait(), self._closed.wait(), self._cancelled.wait())
+        except TimeoutError:
+            raise TIMEOUT.with_traceback(None) from None
+        if self._cancelled.is_set():
+            raise CANCELLED.with_traceback(None)
+        if self._closed.is_set():
+            raise CLOSED.with_traceback(None)
+        if agent.error is not None:
+            raise agent.error.with_traceback(None)
 
 
 class FakeCore(Peer):

@@ -46,6 +46,7 @@ class Peer:
         self.health: int | grpc.StatusCode = health_pb2.HealthCheckResponse.SERVING
         self.status_answer: Callable[[StatusRequest, Context], Awaitable[bytes]] = self._status
         self.results_answer: ResultsResponse = ResultsResponse()
+        self.results_stream: Callable[[ResultsRequest, Context], AsyncIterator[bytes]] = _no_chunks
         self.stream_answer: Callable[[AsyncIterator[bytes], Context], Awaitable[bytes]] = self._stream
         self.received = True
         self.started = asyncio.Event()
@@ -77,6 +78,7 @@ class Peer:
                     {
                         "GetStatus": grpc.unary_unary_rpc_method_handler(self._get_status),
                         "GetResults": grpc.unary_unary_rpc_method_handler(self._get_results),
+                        "StreamResults": grpc.unary_stream_rpc_method_handler(self._stream_results),
                     },
                 ),
                 grpc.method_handlers_generic_handler(
@@ -145,6 +147,12 @@ class Peer:
         self._note(codec.decode_results_request(data), context)
         return codec.encode_results_response(self.results_answer)
 
+    async def _stream_results(self, data: bytes, context: Context) -> AsyncIterator[bytes]:
+        request = codec.decode_results_request(data)
+        self._note(request, context)
+        async for chunk in self.results_stream(request, context):
+            yield chunk
+
     async def _report(self, data: bytes, context: Context) -> bytes:
         self._note(codec.decode_poller_status_request(data), context)
         return codec.encode_poller_status_response(PollerStatusResponse(received=self.received))
@@ -157,6 +165,12 @@ class Peer:
     ) -> None:
         self.requests.append(request)
         self.metadata = dict(context.invocation_metadata() or ())
+
+
+async def _no_chunks(request: ResultsRequest, context: Context) -> AsyncIterator[bytes]:
+    nothing: tuple[bytes, ...] = ()
+    for chunk in nothing:
+        yield chunk
 
 
 @contextlib.asynccontextmanager

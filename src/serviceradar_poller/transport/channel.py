@@ -19,7 +19,7 @@ resolutions does not delay a peer whose address changed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import grpc
@@ -43,9 +43,11 @@ DNS_TIMEOUT_MS: Final = 5_000
 #: A call does not join an attempt to connect that is older: its next SYN may be many seconds away.
 ATTEMPT_AGE_S_MAX: Final = 2.0
 #: What TLS buffers of outgoing data a connection: a request is a few hundred bytes, and a report is cut as well.
-TLS_FRAME_BYTES_MAX: Final = 4096
+TLS_FRAME_BYTES_MAX: Final = 2048
 #: gRPC's clock arithmetic has an end; nothing here waits longer.
 TIMEOUT_S_MAX: Final = 86_400.0
+#: How long the end of a cancelled stream is waited for; the loop's next rounds bring it.
+CANCEL_GRACE_S: Final = 1.0
 
 _READY = grpc.ChannelConnectivity.READY
 
@@ -188,6 +190,10 @@ class PeerChannel:
             raise failures.early_answer(self._peer, sent_count, count)
         return answer
 
+    def receive_stream(self, method: str, payload: Callable[[], bytes], timeout_s: float) -> IncomingStream:
+        """Return a call with one message to the peer and a stream of messages back, which begins when it is read."""
+        return IncomingStream(self, method, payload, timeout_s)
+
     async def close(self) -> None:
         """Close for good; calls under way fail with reason ``closed``."""
         self._closed = True
@@ -263,6 +269,113 @@ class PeerChannel:
         else:
             line.heard_at = asyncio.get_running_loop().time()
         return failure
+
+
+class IncomingStream:
+    """
+    A call that the peer answers with a stream, one message at a time.
+
+    No message is asked for before its read: the library keeps at most the one under way, and what the peer may send
+    ahead is bounded by the HTTP/2 window.
+
+    Args:
+        payload: Makes the request; what it raises ends the stream.
+    """
+
+    __slots__ = (
+        "_began_at",
+        "_call",
+        "_cancelled",
+        "_channel",
+        "_ended",
+        "_failure",
+        "_line",
+        "_method",
+        "_payload",
+        "_timeout_s",
+        "_until_s",
+    )
+
+    def __init__(self, channel: PeerChannel, method: str, payload: Callable[[], bytes], timeout_s: float) -> None:
+        self._channel = channel
+        self._method = method
+        self._payload = payload
+        self._timeout_s = timeout_s
+        self._until_s = asyncio.get_running_loop().time() + timeout_s
+        self._began_at = 0.0
+        self._line: _Line | None = None
+        self._call: grpc.aio.UnaryStreamCall[bytes, bytes] | None = None
+        self._cancelled = False
+        self._ended = False
+        self._failure: CallError | None = None
+
+    async def read(self) -> bytes | None:
+        """Return the next message, None at the end. Raises CallError, and what making the request raises."""
+        if self._ended:
+            if self._failure is not None:
+                raise self._failure.with_traceback(None)
+            return None
+        cancels_before = _cancels()
+        try:
+            call = self._call if self._call is not None else self._begin()
+            message = await call.read()
+        except grpc.aio.AioRpcError as error:
+            assert self._line is not None
+            failure = self._channel._failed(self._line, error, self._began_at, self._timeout_s)
+            await self._end(failure)
+            raise failure from error
+        except asyncio.CancelledError as error:
+            if (self._cancelled or self._channel._closed) and _cancels() == cancels_before:
+                peer = self._channel.peer
+                failure = failures.cancelled(peer) if self._cancelled else failures.closed(peer)
+                await self._end(failure)
+                raise failure from error
+            await self.cancel()
+            raise
+        except CallError as failure:
+            await self._end(failure)
+            raise
+        if not isinstance(message, bytes):  # grpc.aio.EOF
+            await self._end(None)
+            return None
+        assert self._line is not None
+        self._line.heard_at = asyncio.get_running_loop().time()
+        return message
+
+    async def cancel(self, failure: CallError | None = None) -> None:
+        """End the call, with *failure* for later reads; a read under way fails with reason ``cancelled``."""
+        if self._ended:
+            return
+        self._cancelled = True
+        call = self._call
+        if call is not None:
+            call.cancel()
+            # The call's own task sends the request; nobody else waits for it.
+            own_task = getattr(call, "_preparation", None)
+            if own_task is not None:
+                await asyncio.wait({own_task}, timeout=CANCEL_GRACE_S)
+        await self._end(failure or failures.cancelled(self._channel.peer))
+
+    def _begin(self) -> grpc.aio.UnaryStreamCall[bytes, bytes]:
+        payload = self._payload()
+        loop = asyncio.get_running_loop()
+        line, _ = self._channel._begin(self._until_s - loop.time())
+        self._began_at = loop.time()
+        self._line = line
+        line.calls += 1
+        open_stream: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = line.channel.unary_stream(self._method)
+        self._call = open_stream(payload, timeout=min(self._until_s - self._began_at, TIMEOUT_S_MAX))
+        return self._call
+
+    async def _end(self, failure: CallError | None) -> None:
+        if self._ended:
+            return
+        self._ended, self._failure = True, failure
+        line, self._line, self._call = self._line, None, None
+        if line is not None:
+            line.calls -= 1
+            if line in self._channel._dropped:
+                await self._channel._close_if_idle(line)
 
 
 async def _send(call: grpc.aio.StreamUnaryCall[bytes, bytes], payload: bytes) -> bool:

@@ -31,6 +31,7 @@ too_large          APPLICATION  the answer exceeds our receive limit
 decode, encode     APPLICATION  the answer can't be read; the request can't be written
 early_answer       APPLICATION  the peer said OK before it had the whole stream
 closed             CONFIG       this client was closed
+cancelled          CONFIG       this stream was cancelled by its reader
 the code's name    GRPC         the peer's status: unimplemented, permission_denied, unavailable …
 =================  ===========  =================================================================
 """
@@ -110,6 +111,11 @@ def deadline(peer: str, timeout_s: float) -> CallError:
 def closed(peer: str) -> CallError:
     """Make the failure of a call on a client that is closed."""
     return _error(Layer.CONFIG, GrpcCode.CANCELLED, "closed", f"{peer}: the client was closed")
+
+
+def cancelled(peer: str) -> CallError:
+    """Make the failure of reading a stream that this side has cancelled."""
+    return _error(Layer.CONFIG, GrpcCode.CANCELLED, "cancelled", f"{peer}: the stream was cancelled")
 
 
 def unusable_address(detail: str) -> CallError:

@@ -20,6 +20,7 @@ from serviceradar_poller.wire.messages import (
     PollerStatusChunk,
     PollerStatusRequest,
     PollerStatusResponse,
+    ResultsChunk,
     ResultsRequest,
     ResultsResponse,
     StatusRequest,
@@ -32,6 +33,7 @@ AGENT_HEALTH_SERVICE: Final = "AgentService"
 _HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 _GET_STATUS = "/monitoring.AgentService/GetStatus"
 _GET_RESULTS = "/monitoring.AgentService/GetResults"
+_STREAM_RESULTS = "/monitoring.AgentService/StreamResults"
 _REPORT_STATUS = "/monitoring.PollerService/ReportStatus"
 _STREAM_STATUS = "/monitoring.PollerService/StreamStatus"
 _HEALTH_REQUEST: bytes = health_pb2.HealthCheckRequest(service=AGENT_HEALTH_SERVICE).SerializeToString()
@@ -114,9 +116,46 @@ class GrpcioAgentClient:
         except (codec.EncodeError, codec.DecodeError) as error:
             raise _codec_failure(channel.peer, error) from error
 
+    def stream_results(self, request: ResultsRequest, *, timeout_s: float) -> GrpcioResultsStream:
+        """Ask for a result set chunk by chunk; nothing happens before the first read."""
+        return GrpcioResultsStream(self._channel, request, timeout_s)
+
     async def close(self) -> None:
         """Close the connection; calls under way fail with reason ``closed``. May be called twice."""
         await self._channel.close()
+
+
+class GrpcioResultsStream:
+    """One streamed result; implements env.ResultsStream."""
+
+    __slots__ = ("_peer", "_stream")
+
+    def __init__(self, channel: PeerChannel, request: ResultsRequest, timeout_s: float) -> None:
+        self._peer = channel.peer
+
+        def payload() -> bytes:
+            try:
+                return codec.encode_results_request(request)
+            except codec.EncodeError as error:
+                raise _codec_failure(channel.peer, error) from error
+
+        self._stream = channel.receive_stream(_STREAM_RESULTS, payload, timeout_s)
+
+    async def read(self) -> ResultsChunk | None:
+        """Return the next chunk, None at the end. Raises CallError."""
+        message = await self._stream.read()
+        if message is None:
+            return None
+        try:
+            return codec.decode_results_chunk(message)
+        except codec.DecodeError as error:
+            failure = _codec_failure(self._peer, error)
+            await self._stream.cancel(failure)
+            raise failure from error
+
+    async def cancel(self) -> None:
+        """End the call; a read under way fails with reason ``cancelled``. May be called twice."""
+        await self._stream.cancel()
 
 
 class GrpcioCoreClient:

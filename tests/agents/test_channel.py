@@ -1,0 +1,209 @@
+"""The way of a streamed result through an agent's channel: who may ask, and what is told of the agent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from serviceradar_poller.agents.channel import AgentChannel, AgentStream
+from serviceradar_poller.agents.messages import CallFailed, CallSucceeded
+from serviceradar_poller.agents.slot import AgentSlot, Reach
+from serviceradar_poller.app.poller import new_poller
+from serviceradar_poller.errors import CallError, GrpcCode, Layer
+from serviceradar_poller.logic.breaker import BreakerState
+from serviceradar_poller.testing.fakes import REFUSED, FakeAgent
+from serviceradar_poller.testing.simloop import run
+from serviceradar_poller.testing.simsite import SimSite, agent_config, now_s, site_config
+from serviceradar_poller.wire.messages import ResultsChunk, ResultsRequest
+
+REQUEST = ResultsRequest(service_name="lan", service_type="sweep", last_sequence="7")
+MISSING = CallError(layer=Layer.GRPC, code=GrpcCode.NOT_FOUND, reason="not_found", detail="No sweep service configured")
+
+
+class Bench:
+    """A channel to a fake agent without the actors around it; ``told`` is what they would hear."""
+
+    def __init__(self) -> None:
+        site = SimSite(site_config([agent_config("a")]))
+        self.agent: FakeAgent = site.agents["a"]
+        self.slot: AgentSlot = new_poller(site.config, site.env, source_ip="127.0.0.1").slots["a"]
+        self.slot.client = site.transport.agent("a:50051", None)
+        self.slot.reach = Reach.UP
+        self.told: list[CallSucceeded | CallFailed] = []
+        self.channel = AgentChannel(self.slot, tell=self.told.append)
+
+    async def stream(self, timeout_s: float = 10.0) -> AgentStream:
+        return await self.channel.stream_results(REQUEST, timeout_s=timeout_s)
+
+
+def chunks(count: int) -> list[ResultsChunk]:
+    return [ResultsChunk(data=b"[]", chunk_index=i, total_chunks=count, is_final=i == count - 1) for i in range(count)]
+
+
+def _holding(
+    *items: ResultsChunk | CallError | float,
+) -> Callable[[ResultsRequest], Iterable[ResultsChunk | CallError | float]]:
+    return lambda request: items
+
+
+async def failure(stream: AgentStream) -> CallError:
+    with pytest.raises(CallError) as caught:
+        await stream.read()
+    return caught.value
+
+
+def test_chunks_are_pulled_one_by_one() -> None:
+    """Each read takes one chunk from the agent, none is taken before, and a known agent is not told of again."""
+
+    async def main() -> None:
+        bench = Bench()
+        bench.agent.stream = lambda request: iter(chunks(3))
+        stream = await bench.stream()
+        assert bench.agent.requests == []
+        for taken, expected in enumerate(chunks(3), 1):
+            assert await stream.read() == expected
+            assert bench.agent.streamed == taken
+        assert await stream.read() is None
+        assert await stream.read() is None
+        assert bench.agent.requests == [REQUEST]
+        assert bench.told == []
+
+    run(main())
+
+
+def test_an_endless_stream_is_taken_as_far_as_it_is_read() -> None:
+    """An agent that never ends costs what is read of it."""
+
+    def endless() -> Iterator[ResultsChunk]:
+        while True:
+            yield ResultsChunk(data=b"[]")
+
+    async def main() -> None:
+        bench = Bench()
+        bench.agent.stream = lambda request: endless()
+        stream = await bench.stream()
+        for _ in range(5):
+            await stream.read()
+        await stream.cancel()
+        await stream.cancel()
+        assert (bench.agent.streamed, bench.agent.streams_cancelled) == (5, 1)
+        assert (await failure(stream)).reason == "cancelled"
+        assert bench.told == []
+
+    run(main())
+
+
+def test_the_first_answer_is_told_once() -> None:
+    """An agent that was not known to be there is told of by the first chunk, also when there is only an end."""
+
+    async def main() -> None:
+        for count in (0, 2):
+            bench = Bench()
+            bench.slot.reach = Reach.UNKNOWN
+            bench.agent.stream = _holding(*chunks(count))
+            stream = await bench.stream()
+            while await stream.read() is not None:
+                pass
+            assert bench.told == [CallSucceeded()]
+
+    run(main())
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_failure_is_told_once_and_stays(before: int) -> None:
+    """What ends a stream is told, at its first read or a later one; reading again tells nothing new."""
+
+    async def main() -> None:
+        bench = Bench()
+        bench.agent.stream = lambda request: (*chunks(2)[:before], MISSING)
+        stream = await bench.stream()
+        for _ in range(before):
+            await stream.read()
+        errors = [await failure(stream) for _ in range(2)]
+        assert [error.reason for error in errors] == ["not_found"] * 2
+        assert bench.told == [CallFailed(errors[0], began_s=0.0)]
+
+    run(main())
+
+
+def test_a_slow_stream_is_not_a_lost_agent() -> None:
+    """Time that runs out before the first chunk says something of the agent; after it, only of the stream."""
+
+    async def main() -> None:
+        for before, told in ((0, 1), (1, 0)):
+            bench = Bench()
+            bench.agent.stream = _holding(*chunks(2)[:before], 60.0, *chunks(2))
+            stream = await bench.stream(timeout_s=5.0)
+            for _ in range(before):
+                await stream.read()
+            assert (await failure(stream)).layer is Layer.DEADLINE
+            assert now_s() % 5.0 < 0.01 or before
+            assert len(bench.told) == told
+
+    run(main())
+
+
+def test_a_replaced_connection_is_a_timeout() -> None:
+    """A stream on a connection that was given up as silent ran out of time, as far as the agent is concerned."""
+
+    async def main() -> None:
+        bench = Bench()
+        bench.agent.hang = True
+        stream = await bench.stream()
+        client, bench.slot.client = bench.slot.client, None
+        assert client is not None
+        reader = asyncio.create_task(failure(stream))
+        await asyncio.sleep(1.0)
+        await client.close()
+        assert (await reader).reason == "timeout"
+        assert len(bench.told) == 1
+
+    run(main())
+
+
+def test_a_cancelled_reader_cancels_the_stream() -> None:
+    """Cancelling the task that reads ends the call, and is not swallowed."""
+
+    async def main() -> None:
+        bench = Bench()
+        bench.agent.hang_methods.add("stream")
+        stream = await bench.stream()
+        reader = asyncio.create_task(stream.read())
+        await asyncio.sleep(1.0)
+        reader.cancel()
+        await asyncio.wait({reader})
+        assert reader.cancelled()
+        assert bench.agent.streams_cancelled == 1
+        assert bench.told == []
+
+    run(main())
+
+
+def test_who_is_not_asked() -> None:
+    """Unusable settings, an open breaker, no connection and a full bucket refuse a stream before it begins."""
+
+    async def main() -> None:
+        async def refusal(bench: Bench) -> str:
+            with pytest.raises(CallError) as caught:
+                await bench.stream(timeout_s=0.001)
+            assert bench.agent.calls == []
+            return caught.value.reason
+
+        bench = Bench()
+        bench.slot.fault = REFUSED
+        assert await refusal(bench) == "refused"
+        bench = Bench()
+        bench.slot.breaker = replace(bench.slot.breaker, state=BreakerState.OPEN, cause="refused")
+        assert await refusal(bench) == "breaker_open"
+        bench = Bench()
+        bench.slot.client = None
+        assert await refusal(bench) == "no_connection"
+        bench = Bench()
+        for _ in range(int(bench.slot.rate.burst)):
+            await bench.stream()
+        assert await refusal(bench) == "rate_limited"
+
+    run(main())
