@@ -136,6 +136,22 @@ def test_security_failures_open_the_breaker_sooner(error: CallError) -> None:
     run(main())
 
 
+def test_a_tls_outage_ends_with_the_first_connection_too() -> None:
+    """A breaker that TLS failures opened closes as soon as a probe gets through: the handshake proves the identity."""
+
+    async def main() -> None:
+        site = SimSite(site_config([agent_config("a")]))
+        site.agents["a"].error = BAD_TLS
+        async with site.running() as poller:
+            slot = poller.slots["a"]
+            await until(lambda: slot.breaker.state is BreakerState.OPEN, within_s=25.0)
+            site.agents["a"].error = None
+            await until(lambda: site.told().get(("a", "ping")), within_s=6.0)
+            assert slot.breaker.state is BreakerState.CLOSED
+
+    run(main())
+
+
 def test_one_hung_check_harms_no_other_check_of_its_agent() -> None:
     """An agent that answers health and some checks is up; the check that hangs fails alone, for ever."""
 

@@ -51,14 +51,14 @@ class SecureCircuitBreaker(Actor[BreakerMessage]):
         now_s = self.system.now()
         breaker = self._slot.breaker
         match message:
-            case BreakerFailure(security, cause):
-                if breaker.state is not BreakerState.OPEN:
-                    self._slot.opened_by_security = security
+            case BreakerFailure(security, forbidden, cause):
+                self._slot.forbidden = self._slot.forbidden or forbidden
                 self._move(on_failure(breaker, self._settings, now_s, security=security, cause=cause), cause)
             case BreakerSuccess(probe):
                 # Health is asked without any right: it says nothing about who may ask for more.
-                if probe and (breaker.security or (self._open and self._slot.opened_by_security)):
+                if probe and self._slot.forbidden:
                     return
+                self._slot.forbidden = False
                 self._move(on_success(breaker, self._settings, now_s), "the agent answered")
             case BreakerTimer():
                 self._timer = None
@@ -78,10 +78,6 @@ class SecureCircuitBreaker(Actor[BreakerMessage]):
             self._ask_for_trial()
         elif breaker.state is BreakerState.CLOSED:
             self._run_failing()
-
-    @property
-    def _open(self) -> bool:
-        return self._slot.breaker.state is not BreakerState.CLOSED
 
     def _arm(self) -> None:
         if self._timer is not None:

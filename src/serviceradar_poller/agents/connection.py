@@ -182,7 +182,14 @@ class ConnectionManager(Actor[ConnectionMessage]):
             )
 
     def _tell_breaker(self, error: CallError) -> None:
-        self._cast(self._breaker_path, BreakerFailure(security=error.security, cause=f"{error.reason}: {error.detail}"))
+        self._cast(
+            self._breaker_path,
+            BreakerFailure(
+                security=error.security,
+                forbidden=error.security and shows_life(error),
+                cause=f"{error.reason}: {error.detail}",
+            ),
+        )
 
     # -- probes
 

@@ -55,9 +55,16 @@ class RenewalDone:
 
 @dataclass(frozen=True, slots=True)
 class BreakerFailure:
-    """A call failed in a way that says something about the agent as a whole."""
+    """
+    A call failed in a way that says something about the agent as a whole.
+
+    Attributes:
+        security: About identity or permission.
+        forbidden: The agent itself answered so: that it can be reached disproves nothing.
+    """
 
     security: bool
+    forbidden: bool
     cause: str
 
 

@@ -79,7 +79,7 @@ class AgentSlot:
         reach: Written by the connection.
         breaker: Written by the breaker.
         opened_wall_s: Unix seconds at which the breaker opened last (written by the breaker).
-        opened_by_security: A security failure opened the breaker last (written by the breaker).
+        forbidden: The agent refused who we are, and has answered no call since (written by the breaker).
         trial: The one call that a half-open breaker lets through is under way (written by the channel).
         rate: Requests per second to this agent; far above its schedule, it stops a runaway.
         bucket: Written by the channel, which every call passes.
@@ -109,7 +109,7 @@ class AgentSlot:
     fault: CallError | None = None
     reach: Reach = Reach.UNKNOWN
     opened_wall_s: float = 0.0
-    opened_by_security: bool = False
+    forbidden: bool = False
     trial: bool = False
     admitted_s: float | None = None
     answered_s: float = float("-inf")
