@@ -18,7 +18,7 @@ from serviceradar_poller.agents.messages import CallFailed, CallSucceeded
 from serviceradar_poller.agents.slot import AgentSlot, Reach
 from serviceradar_poller.env import AgentClient, ResultsStream
 from serviceradar_poller.errors import CallError, GrpcCode, Layer
-from serviceradar_poller.logic.breaker import BreakerState
+from serviceradar_poller.logic.breaker import BreakerState, allows
 from serviceradar_poller.logic.bucket import take
 from serviceradar_poller.wire.messages import (
     ResultsChunk,
@@ -74,7 +74,7 @@ class AgentChannel:
         if slot.fault is not None:
             raise slot.fault.with_traceback(None)
         trial = slot.breaker.state is BreakerState.HALF_OPEN and not slot.trial
-        if slot.breaker.state is not BreakerState.CLOSED and not trial:
+        if not allows(slot.breaker) and not trial:
             raise _refused_by_breaker(slot)
         slot.trial = slot.trial or trial  # half open: this one call finds out
         try:

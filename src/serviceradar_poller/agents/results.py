@@ -99,12 +99,7 @@ class ResultsStreamer(CheckRunner):
                 message += piece
             end, result = finish(streamed)
         except MergeError as error:
-            raise CallError(
-                layer=Layer.APPLICATION,
-                code=GrpcCode.DATA_LOSS,
-                reason=f"stream_{error.reason}",
-                detail=error.detail,
-            ) from None
+            raise error.as_call_error() from None
         finally:
             await stream.cancel()
         message += end

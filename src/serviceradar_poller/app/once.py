@@ -249,12 +249,7 @@ async def _streamed(
             merge, _ = feed(merge, chunk)
         _, result = finish(merge)
     except MergeError as error:
-        raise CallError(
-            layer=Layer.APPLICATION,
-            code=GrpcCode.DATA_LOSS,
-            reason=f"stream_{error.reason}",
-            detail=error.detail,
-        ) from None
+        raise error.as_call_error() from None
     finally:
         await stream.cancel()
     return True, f"{result.items} items, {result.bytes} bytes, sequence {result.sequence or '-'}".encode()

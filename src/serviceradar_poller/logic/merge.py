@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from serviceradar_poller.errors import PollerError
+from serviceradar_poller.errors import CallError, GrpcCode, Layer, PollerError
 from serviceradar_poller.logic.jsonparts import (
     WHITE,
     DenseJson,
@@ -64,6 +64,15 @@ class MergeError(PollerError):
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
+
+    def as_call_error(self) -> CallError:
+        """Return the failure of the call whose chunks these were."""
+        return CallError(
+            layer=Layer.APPLICATION,
+            code=GrpcCode.DATA_LOSS,
+            reason=f"stream_{self.reason}",
+            detail=self.detail,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
