@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serviceradar_poller.config import agent_override_variable, load, sources
+from serviceradar_poller.config import load, sources
 from serviceradar_poller.config.schema import scalar_paths
 from serviceradar_poller.config.sources import variable_suffix
 from serviceradar_poller.errors import ConfigError
@@ -213,11 +213,6 @@ def test_variables_of_keys_are_distinct() -> None:
     suffixes = [variable_suffix(path) for path, _ in scalar_paths()]
     assert len(suffixes) == len(set(suffixes))
     assert "SECURITY_TLS_CERT_FILE" in suffixes
-
-
-def test_override_variable_of_an_agent() -> None:
-    """The agent's name in capitals, dashes as underscores."""
-    assert agent_override_variable("edge-agent-01") == "SERVICERADAR_AGENT_EDGE_AGENT_01_IP"
 
 
 def _minimal_environ() -> dict[str, str]:

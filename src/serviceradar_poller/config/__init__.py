@@ -3,13 +3,12 @@
 from serviceradar_poller.config.loading import LoadedConfig, load, parse
 from serviceradar_poller.config.rules import ParsedConfig
 from serviceradar_poller.config.show import effective, render_effective, render_fatal
-from serviceradar_poller.config.sources import DEFAULT_PATH, agent_override_variable
+from serviceradar_poller.config.sources import DEFAULT_PATH
 
 __all__ = [
     "DEFAULT_PATH",
     "LoadedConfig",
     "ParsedConfig",
-    "agent_override_variable",
     "effective",
     "load",
     "parse",

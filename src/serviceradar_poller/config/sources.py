@@ -135,11 +135,6 @@ def variable_suffix(path: tuple[str, ...]) -> str:
     return "_".join(path).upper()
 
 
-def agent_override_variable(name: str) -> str:
-    """Return the variable that overrides the address which the agent *name* is reported under."""
-    return f"{DEFAULT_PREFIX}AGENT_{name.upper().replace('-', '_')}_IP"
-
-
 def _read_base(path: str, environ: Mapping[str, str]) -> Document:
     chosen = environ.get(SOURCE_VARIABLE, "")
     match chosen.strip().lower():
