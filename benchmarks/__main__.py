@@ -1,7 +1,7 @@
 """
 Run the benchmarks one after the other, print what they found, and keep it.
 
-    python -m benchmarks [kernel poller recovery isolation] [--quick] [--write]
+    python -m benchmarks [kernel poller recovery isolation spool] [--quick] [--write]
 
 The exit code is 0 when every promise holds, 1 when one doesn't, 2 when the command line can't be understood.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks import isolation, kernel, poller, recovery
+from benchmarks import isolation, kernel, poller, recovery, spool
 from benchmarks.report import (
     Promise,
     Result,
@@ -83,6 +83,7 @@ SUITES: dict[str, Callable[..., Result]] = {
     "poller": poller.main,
     "recovery": recovery.main,
     "isolation": isolation.main,
+    "spool": spool.main,
 }
 
 

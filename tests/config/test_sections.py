@@ -106,3 +106,12 @@ def test_control_on_loopback_is_fine(address: str) -> None:
 def test_control_without_a_listener_is_told() -> None:
     """Control needs a listener."""
     assert warned_at(build(http={"listen_addr": "", "control": True})) == ["http.control"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "directory"),
+    [({}, "/var/lib/serviceradar"), ({"state_dir": "/srv/poller"}, "/srv/poller"), ({"state_dir": ""}, "")],
+)
+def test_the_state_directory(fields: dict[str, object], directory: str) -> None:
+    """Reports wait on disk unless an empty directory says that they wait in memory."""
+    assert build(**fields).config.state_dir == directory

@@ -25,6 +25,7 @@ from serviceradar_poller.events.polling import (
     ReportDropped,
     ReportFailed,
     ReportSent,
+    ReportSetAside,
 )
 from serviceradar_poller.otp import Ref
 from serviceradar_poller.reporting.reporter import ReconnectCore
@@ -158,11 +159,11 @@ def test_a_report_that_core_can_never_take_is_given_up_alone(code: GrpcCode) -> 
             await until(lambda: any(isinstance(e, ReportFailed) for e in site.events), within_s=20.0)
             poisoned = now_s()
             site.agents["a0"].status = lambda request: StatusResponse(available=True)
-            await until(lambda: site.of(ReportDropped), within_s=60.0)
-            assert [event.reason for event in site.of(ReportDropped)] == ["refused"]
-            assert poller.reporting.dropped_statuses == site.of(ReportDropped)[0].statuses
+            await until(lambda: site.of(ReportSetAside), within_s=60.0)
+            assert len(site.of(ReportSetAside)) == 1
+            assert poller.reporting.sealer.accounts().rejected == site.of(ReportSetAside)[0].statuses
             await asyncio.sleep(25.0)
-            assert len(poller.reporting.outbox) == 0
+            assert poller.reporting.sealer.reports == 0
         assert len([time_s for time_s, _, _, _ in site.core.reports if time_s > poisoned]) >= 3
 
     run(main())
@@ -180,8 +181,8 @@ def test_a_refused_giant_does_not_take_the_report_of_all_agents_along() -> None:
             available=True, message=giant if request.service_name == "ping" else b"{}"
         )
         async with site.running():
-            await until(lambda: ("a0", "ping") in site.told() and site.of(ReportDropped), within_s=60.0)
-            assert {event.statuses for event in site.of(ReportDropped)} == {1}
+            await until(lambda: ("a0", "ping") in site.told() and site.of(ReportSetAside), within_s=60.0)
+            assert {event.statuses for event in site.of(ReportSetAside)} == {1}
             assert site.told()["a1", "unit"]
 
     run(main())
@@ -260,11 +261,13 @@ def test_the_queue_is_bounded_and_drops_are_counted() -> None:
         site.core.error = REFUSED
         async with site.running() as poller:
             await asyncio.sleep(200.0)
-            assert len(poller.reporting.outbox) <= 5
-            assert {event.reason for event in site.of(ReportDropped)} == {"queue_full"}
-            assert poller.reporting.dropped_statuses == sum(event.statuses for event in site.of(ReportDropped))
+            assert poller.reporting.sealer.reports <= 5
+            assert {event.reason for event in site.of(ReportDropped)} == {"spool_full"}
+            accounts = poller.reporting.sealer.accounts()
+            assert sum(accounts.dropped.values()) == sum(event.statuses for event in site.of(ReportDropped))
+            assert accounts.balanced
             site.core.error = None
-            await until(lambda: len(poller.reporting.outbox) == 0, within_s=30.0)
+            await until(lambda: poller.reporting.sealer.reports == 0, within_s=30.0)
 
     run(main())
 
@@ -318,13 +321,13 @@ def test_w25_the_last_report_is_flushed_and_the_flush_is_bounded() -> None:
             await asyncio.sleep(5.0)
             site.core.error = REFUSED
             await asyncio.sleep(20.0)
-            assert len(poller.reporting.outbox) >= 2
+            assert poller.reporting.sealer.reports >= 2
             site.core.error = None
             site.core.hang = core_hangs
             assert poller.tree is not None
             begin_s = now_s()
             await poller.tree.stop()
-            return now_s() - begin_s, len(poller.reporting.outbox)
+            return now_s() - begin_s, poller.reporting.sealer.reports
 
     async def main() -> None:
         took_s, left = await stop_with(core_hangs=False)

@@ -198,9 +198,18 @@ class HttpConfig:
     control: bool = False
 
 
+#: Where reports survive a restart when nothing else is said.
+STATE_DIR_DEFAULT = "/var/lib/serviceradar"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PollerConfig:
-    """The whole configuration."""
+    """
+    The whole configuration.
+
+    Attributes:
+        state_dir: An existing directory where reports wait for core; empty: in memory only.
+    """
 
     agents: tuple[AgentConfig, ...]
     core_address: str
@@ -216,6 +225,7 @@ class PollerConfig:
     kv_address: str = ""
     kv_domain: str = ""
     workers: int = 0
+    state_dir: str = STATE_DIR_DEFAULT
     reporting: ReportingConfig = field(default_factory=ReportingConfig)
     resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
     http: HttpConfig = field(default_factory=HttpConfig)

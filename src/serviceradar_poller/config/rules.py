@@ -19,6 +19,7 @@ from serviceradar_poller.config.durations import (
     seconds,
 )
 from serviceradar_poller.config.model import (
+    STATE_DIR_DEFAULT,
     AgentConfig,
     CheckConfig,
     LoggingConfig,
@@ -89,6 +90,7 @@ def build_config(document: Document) -> ParsedConfig:
         kv_address=root.string("kv_address"),
         kv_domain=root.string("kv_domain"),
         workers=0,
+        state_dir=root.string("state_dir") if root.has("state_dir") else STATE_DIR_DEFAULT,
         scheduling=build_scheduling(root.node("scheduling"), interval_ns, reporting.deadline_s, plain_checks, findings),
         reporting=reporting,
         resilience=build_resilience(root.node("resilience"), findings),

@@ -178,12 +178,23 @@ class ReportFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportDropped:
-    """A report was given up: the queue was full, or core can never accept it."""
+    """Reports of one kind were given up: there was no room, or core can never accept them."""
 
     kind: str
     statuses: int
     reason: str
     queued: int
+    reports: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportSetAside:
+    """A report that core will never take is kept for the operator, out of the way of the others."""
+
+    kind: str
+    statuses: int
+    reason: str
+    report_id: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +203,58 @@ class ReportQueue:
 
     reports: int
     size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolRecovered:
+    """
+    The spool is open, with what an earlier run left in it.
+
+    Attributes:
+        statuses: Those that core has not seen.
+        duration_s: Time that it took to open.
+        checked: The whole file was checked; else time for it ran out.
+    """
+
+    reports: int
+    statuses: int
+    size: int
+    positions: int
+    duration_s: float
+    checked: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolSetAside:
+    """
+    The spool's file can't be used: it was moved away for the operator, and a new one began.
+
+    Attributes:
+        reason: ``corrupt``, ``unreadable``, ``newer_version`` or ``not_a_spool``.
+        path: Where it is now.
+        statuses: Lost with it, as far as this run knows.
+    """
+
+    reason: str
+    error: str
+    path: str
+    statuses: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolWriteFailed:
+    """The spool can't be written; polling goes on. Told once until it can."""
+
+    reason: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolWritable:
+    """The spool can be written again after ``outage_s`` seconds and ``errors`` failed attempts."""
+
+    outage_s: float
+    errors: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,7 +322,12 @@ PollingEvent = (
     | ReportSent
     | ReportFailed
     | ReportDropped
+    | ReportSetAside
     | ReportQueue
+    | SpoolRecovered
+    | SpoolSetAside
+    | SpoolWriteFailed
+    | SpoolWritable
     | CoreLost
     | CoreConnected
     | ServerFailed

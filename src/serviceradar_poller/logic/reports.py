@@ -64,6 +64,7 @@ class Cut:
         tick: The cycle it closes; None when it closes none.
         fresh: Statuses that core has not seen yet; the others repeat what it knows.
         positions: To be remembered when core has accepted the report.
+        change: It tells a change of state: the last to go when there is no room for all.
     """
 
     kind: ReportKind
@@ -71,6 +72,7 @@ class Cut:
     tick: int | None = None
     fresh: int = 0
     positions: tuple[Position, ...] = ()
+    change: bool = False
 
 
 class ReportBook(Protocol):
@@ -289,10 +291,12 @@ class CycleBook:
     def _snapshot(self, kind: ReportKind, *, tick: int | None = None) -> Cut:
         statuses: list[ServiceStatus] = []
         fresh = len(self._results)
+        change = False
         for entry in self._entries.values():
             if entry.status is None:
                 continue
             statuses.append(entry.status)
+            change = change or entry.reported not in (None, entry.status.available)
             fresh += entry.fresh
             entry.fresh = False
             entry.reported = entry.status.available
@@ -307,6 +311,7 @@ class CycleBook:
             tick=tick,
             fresh=fresh,
             positions=tuple(results.positions),
+            change=change,
         )
 
 

@@ -161,6 +161,19 @@ class MetricsSink:
         )
         self.reports_dropped = counter("reports_dropped", "Reports given up, by reason.", "reason")
         self.statuses_dropped = counter("statuses_dropped", "Statuses in the reports that were given up.")
+        self.reports_set_aside = counter(
+            "reports_set_aside", "Reports kept for the operator because core does not take them, by reason.", "reason"
+        )
+        self.spool_files_set_aside = counter(
+            "spool_files_set_aside", "Spool files that could not be used and were moved away, by reason.", "reason"
+        )
+        self.spool_write_outages = counter(
+            "spool_write_outages", "Times when the spool could not be written, by reason.", "reason"
+        )
+        self.spool_writable = gauge("spool_writable", "Whether the spool could be written last: 1 or 0.")
+        self.spool_recovered = counter(
+            "spool_recovered_statuses", "Statuses found in the spool at its opening that core has not seen."
+        )
         self.queue_reports = gauge("queue_reports", "Reports that wait for core.")
         self.queue_bytes = gauge("queue_bytes", "Encoded size of the reports that wait for core.")
         self.child_starts = counter("child_starts", "Children that became ready, by kind.", "child")
@@ -211,7 +224,12 @@ class MetricsSink:
             p.ReportSent: self._report_sent,
             p.ReportFailed: lambda e: self._child(self.report_failures, self._reason(e.reason)).inc(),
             p.ReportDropped: self._report_dropped,
+            p.ReportSetAside: lambda e: self._child(self.reports_set_aside, self._reason(e.reason)).inc(),
             p.ReportQueue: self._report_queue,
+            p.SpoolRecovered: self._spool_recovered,
+            p.SpoolSetAside: lambda e: self._child(self.spool_files_set_aside, self._reason(e.reason)).inc(),
+            p.SpoolWriteFailed: self._spool_write_failed,
+            p.SpoolWritable: lambda e: self.spool_writable.set(1),
             p.CoreLost: self._core_lost,
             p.CoreConnected: self._core_connected,
             p.ServerFailed: lambda e: self._child(self.listener_failures, self._limited("name", e.name)).inc(),
@@ -285,12 +303,20 @@ class MetricsSink:
             self.report_tick.observe(event.tick_s)
 
     def _report_dropped(self, event: p.ReportDropped) -> None:
-        self._child(self.reports_dropped, self._reason(event.reason)).inc()
+        self._child(self.reports_dropped, self._reason(event.reason)).inc(event.reports)
         self.statuses_dropped.inc(event.statuses)
 
     def _report_queue(self, event: p.ReportQueue) -> None:
         self.queue_reports.set(event.reports)
         self.queue_bytes.set(event.size)
+
+    def _spool_recovered(self, event: p.SpoolRecovered) -> None:
+        self.spool_recovered.inc(event.statuses)
+        self.spool_writable.set(1)
+
+    def _spool_write_failed(self, event: p.SpoolWriteFailed) -> None:
+        self._child(self.spool_write_outages, self._reason(event.reason)).inc()
+        self.spool_writable.set(0)
 
     def _core_lost(self, event: p.CoreLost) -> None:
         self._child(self.core_lost, self._reason(event.reason)).inc()

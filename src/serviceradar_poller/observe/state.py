@@ -94,6 +94,7 @@ class PollerState:
             p.ReportSent: self._report_sent,
             p.ReportFailed: lambda e: self._count(self._core, "report_failures"),
             p.ReportDropped: self._report_dropped,
+            p.ReportSetAside: self._report_set_aside,
             p.ReportQueue: lambda e: self._core.update(queue_reports=e.reports, queue_bytes=e.size),
             p.CoreLost: lambda e: self._core_changed(e.address, connected=False, reason=e.reason, error=e.error),
             p.CoreConnected: lambda e: self._core_changed(e.address, connected=True, reason="", error=""),
@@ -361,6 +362,11 @@ class PollerState:
             self._count(core, "cycles")
 
     def _report_dropped(self, event: p.ReportDropped) -> None:
+        self._count(self._core, "reports_dropped", event.reports)
+        self._drops.append(self._clock())
+        self._count(self._core, "statuses_dropped", event.statuses)
+
+    def _report_set_aside(self, event: p.ReportSetAside) -> None:
         self._count(self._core, "reports_dropped")
         self._drops.append(self._clock())
         self._count(self._core, "statuses_dropped", event.statuses)

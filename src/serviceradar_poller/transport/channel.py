@@ -19,17 +19,16 @@ resolutions does not delay a peer whose address changed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterable, Callable
 from typing import Final
 
 import grpc
 import grpc.aio
 
 from serviceradar_poller import __version__
-from serviceradar_poller.errors import CallError, Layer
+from serviceradar_poller.errors import CallError, Layer, PollerError
 from serviceradar_poller.transport import failures
 from serviceradar_poller.transport.address import Address
-from serviceradar_poller.wire.codec import EncodeError
 
 #: Go servers send GOAWAY too_many_pings to clients that ping more often than every 120 s.
 KEEPALIVE_TIME_MS: Final = 120_000
@@ -147,14 +146,14 @@ class PeerChannel:
         line.heard_at = loop.time()
         return answer
 
-    async def send_stream(self, method: str, payloads: Iterable[bytes], count: int, timeout_s: float) -> bytes:
+    async def send_stream(self, method: str, payloads: AsyncIterable[bytes], count: int, timeout_s: float) -> bytes:
         """
         Call a method with a stream of *count* messages to the peer and one message back.
 
         Stops sending as soon as the peer has answered.
 
         Raises:
-            EncodeError: from *payloads*; the call is cancelled.
+            PollerError: from *payloads*; the call is cancelled.
         """
         line, loop = self._begin(timeout_s)
         began_at = loop.time()
@@ -164,7 +163,7 @@ class PeerChannel:
         open_stream: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = line.channel.stream_unary(method)
         call = open_stream(timeout=min(timeout_s, TIMEOUT_S_MAX))
         try:
-            for payload in payloads:
+            async for payload in payloads:
                 if not await _send(call, payload):
                     break  # the peer has ended the call: its status is what awaiting the call gives
                 sent_count += 1
@@ -178,7 +177,7 @@ class PeerChannel:
             if self._closed and _cancels() == cancels_before:
                 raise failures.closed(self._peer) from error
             raise
-        except EncodeError:
+        except PollerError:
             call.cancel()
             raise
         finally:
