@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from serviceradar_poller.config.model import ReportMode
+from serviceradar_poller.config.model import (
+    QUEUE_BYTES_IN_MEMORY,
+    QUEUE_BYTES_ON_DISK,
+    QUEUE_REPORTS_IN_MEMORY,
+    QUEUE_REPORTS_ON_DISK,
+    ReportMode,
+)
 from serviceradar_poller.testing.configs import build, only_problem, warned_at
 
 
@@ -46,6 +52,20 @@ def test_sections_are_read() -> None:
     assert (resilience.quarantine_min_s, resilience.quarantine_max_s) == (19, 20)
     assert resilience.shutdown_timeout_s == 21
     assert config.http.listen_addr == ""
+
+
+def test_a_disk_holds_more_than_memory() -> None:
+    """The bounds of what waits for core depend on where it waits, unless they are given."""
+    on_disk = build(state_dir="/somewhere").config.reporting
+    assert (on_disk.queue_bytes_max, on_disk.queue_reports_max) == (QUEUE_BYTES_ON_DISK, QUEUE_REPORTS_ON_DISK)
+    in_memory = build(state_dir="").config.reporting
+    assert (in_memory.queue_bytes_max, in_memory.queue_reports_max) == (
+        QUEUE_BYTES_IN_MEMORY,
+        QUEUE_REPORTS_IN_MEMORY,
+    )
+    for state_dir in ("", "/somewhere"):
+        given = build(state_dir=state_dir, reporting={"queue_bytes": 5, "queue_reports": 6}).config.reporting
+        assert (given.queue_bytes_max, given.queue_reports_max) == (5, 6)
 
 
 def test_check_timeout_is_cut_to_the_interval() -> None:

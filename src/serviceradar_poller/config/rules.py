@@ -73,7 +73,8 @@ def build_config(document: Document) -> ParsedConfig:
     agents = _agents(root, findings)
     plain_checks = sum(not check.is_results for agent in agents for check in agent.checks)
     check_workers(root, findings)
-    reporting = build_reporting(root.node("reporting"), interval_ns, findings)
+    state_dir = root.string("state_dir") if root.has("state_dir") else STATE_DIR_DEFAULT
+    reporting = build_reporting(root.node("reporting"), interval_ns, findings, on_disk=bool(state_dir))
     _check_target(root, "core_address", findings)
     _check_listen_addr(root, findings)
     config = PollerConfig(
@@ -90,7 +91,7 @@ def build_config(document: Document) -> ParsedConfig:
         kv_address=root.string("kv_address"),
         kv_domain=root.string("kv_domain"),
         workers=0,
-        state_dir=root.string("state_dir") if root.has("state_dir") else STATE_DIR_DEFAULT,
+        state_dir=state_dir,
         scheduling=build_scheduling(root.node("scheduling"), interval_ns, reporting.deadline_s, plain_checks, findings),
         reporting=reporting,
         resilience=build_resilience(root.node("resilience"), findings),

@@ -399,6 +399,45 @@ def test_deletes_work_on_a_full_disk_and_seals_come_back_by_themselves(tmp_path:
     fs.unregister()
 
 
+def test_on_a_full_disk_the_oldest_repeats_make_room(tmp_path: Path) -> None:
+    """What goes is counted and told, gives the disk enough for a seal, and is no more than that needs."""
+    disk = SmallDisk(tmp_path, reserve_bytes=8_000_000)
+    fs = SmallFs("roomy-disk", disk)
+    settings = SpoolSettings(directory=tmp_path)
+    engine = Engine(settings, wall=lambda: float(NOW), monotonic=lambda: 0.0, files=disk, vfs=fs.name)
+    engine.open()
+    change = engine.seal(make_report(size=100_000, change=True))
+    for _ in range(200):
+        engine.seal(make_report(size=100_000))
+        engine.maintain()
+    while engine.wants_maintenance and engine.maintain():
+        pass
+    assert engine.make_room(100_000).reports == 0
+    disk.left = 0
+    with contextlib.suppress(SpoolWriteError):
+        for _ in range(500):  # what room the log has left
+            engine.seal(make_report(size=100_000))
+    before = engine.stats()
+    lost = 0
+    for _ in range(30):
+        gone = engine.make_room(100_000)
+        lost += gone.reports
+        engine.seal(make_report(size=100_000))
+        if engine.wants_maintenance:
+            engine.maintain()
+    stats = engine.stats()
+    assert stats.balanced and dict(stats.dropped) == {"disk_full": lost}
+    assert stats.reports == before.reports + 30 - lost
+    assert 1 <= lost <= 30, "no more than what is sealed"
+    assert disk.held == 8_000_000 and disk.left >= 0
+    head = engine.head()
+    assert head is not None and head.id == change
+    told = [event for event in engine.take_events() if isinstance(event, ReportDropped)]
+    assert {event.reason for event in told} == {"disk_full"} and sum(event.reports for event in told) == lost
+    engine.close()
+    fs.unregister()
+
+
 def test_a_disk_that_is_full_at_the_start_keeps_nobody_from_starting(tmp_path: Path) -> None:
     """The spool opens, refuses seals, and takes them as soon as there is room."""
     disk = SmallDisk(tmp_path, reserve_bytes=100_000)

@@ -230,6 +230,10 @@ class Database:
         """Something was deleted: see later whether space can be given back."""
         self._wants_space = True
 
+    def run_short(self) -> None:
+        """The disk lacks room: everything that is free goes back to it."""
+        self._short = True
+
     def stored(self) -> None:
         """Something was written: the disk has room."""
         self._short = False

@@ -18,7 +18,7 @@ from serviceradar_poller.reporting.spool import faults, tables
 from serviceradar_poller.reporting.spool.database import Database
 from serviceradar_poller.reporting.spool.faults import FAULTS, Fault
 from serviceradar_poller.reporting.spool.files import SpoolFiles
-from serviceradar_poller.reporting.spool.ledger import EXPIRED, FULL, Entry, Ledger, choose, told
+from serviceradar_poller.reporting.spool.ledger import DISK_FULL, EXPIRED, FULL, Entry, Ledger, choose, told
 from serviceradar_poller.reporting.spool.model import (
     CallKind,
     Gone,
@@ -31,6 +31,11 @@ from serviceradar_poller.reporting.spool.model import (
 
 T = TypeVar("T")
 Moved = tuple[tuple[str, str, str], ...]
+
+
+#: Rounds of deleting and giving back that make room for a report: the log's own file is part of what is missing, and
+#: how much of it comes back shows afterwards.
+ROOM_ROUNDS = 4
 
 
 class Engine:
@@ -188,6 +193,37 @@ class Engine:
                 break
         return gone
 
+    def make_room(self, size: int) -> Gone:
+        """Give up the oldest repeats for a report of *size* bytes on a full disk; nothing where they don't suffice."""
+        gone = Gone()
+        for _ in range(ROOM_ROUNDS):
+            missing = self._missing(size)
+            if missing <= 0:
+                break
+            each = self._give_way(missing)
+            gone = Gone(reports=gone.reports + each.reports, fresh=gone.fresh + each.fresh)
+            if not each.reports:
+                break
+        return gone
+
+    def _give_way(self, missing: int) -> Gone:
+        """Delete the oldest repeats that hold *missing* bytes, and give what they took back to the disk."""
+
+        def delete(con: apsw.Connection) -> tuple[list[Entry], int | None]:
+            victims = choose(
+                tables.candidates(con, changes=False, spared=self._busy), bytes_over=missing, reports_over=0
+            )
+            for entry in victims or ():
+                tables.delete_report(con, entry.id)
+            return victims or [], tables.oldest_timestamp(con)
+
+        victims, oldest = self._write(delete, frees=True)
+        self._database.run_short()
+        # Pages that are free within the file are no room for anybody: step by step, until they are with the disk.
+        while victims and self._database.maintain():
+            continue
+        return self._gave_up(victims, oldest, DISK_FULL)
+
     def drop(self, report_id: int) -> bool:
         """Delete a report, waiting or set aside, because the operator wants it; say whether there was one."""
 
@@ -331,13 +367,21 @@ class Engine:
 
         A seal takes its size twice: in the log, and in the database when the log is folded back.
         """
-        whole = self._files.reserve()
-        free = self._files.free_bytes()
-        if whole and (free < 0 or free >= 2 * size + self._database.log_bytes):
+        if self._missing(size) <= 0:
             return
+        free = self._files.free_bytes()
         error = SpoolWriteError(reason=faults.DISK_FULL, detail=f"{free} bytes are left, and kept for deletes")
         self._database.note_failure(faults.DISK_FULL, error)
         raise error
+
+    def _missing(self, size: int) -> int:
+        """Return the bytes that the disk lacks for a seal of *size*; 0 or less where it has them."""
+        whole = self._files.reserve()
+        free = self._files.free_bytes()
+        if free < 0:
+            return 0 if whole else self._files.reserve_bytes
+        need = 2 * size + self._database.log_bytes
+        return need - free if whole else max(need + self._files.reserve_bytes - free, 1)
 
     def _write(self, action: Callable[[apsw.Connection], T], *, frees: bool) -> T:
         """Run *action* in a transaction; with *frees* the reserve is given up where the disk is full."""

@@ -10,6 +10,7 @@ from serviceradar_poller.events.polling import ReportDropped
 from serviceradar_poller.reporting.spool.model import Gone, SpoolStats
 
 FULL = "spool_full"
+DISK_FULL = "disk_full"
 EXPIRED = "expired"
 
 
@@ -32,6 +33,8 @@ class Ledger:
     reports: int = 0
     size: int = 0
     writing: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
     oldest: int | None = None
     queued: int = 0
     sealed: int = 0
@@ -53,6 +56,7 @@ class Ledger:
         """A report was sealed."""
         self.reports += 1
         self.size += entry.size
+        self.bytes_in += entry.size
         self.queued += entry.fresh
         self.sealed += entry.fresh
         if self.oldest is None:
@@ -60,6 +64,12 @@ class Ledger:
         self.seals += 1
         self.seal_s = took_s
         self.seal_s_max = max(self.seal_s_max, took_s)
+
+    def hand_over(self, entry: Entry, oldest: int | None) -> None:
+        """A report goes to another store, as if it had never been in this one."""
+        self._leave((entry,), oldest)
+        self.bytes_out += entry.size
+        self.sealed -= entry.fresh
 
     def recover(self, *, reports: int, size: int, fresh: int, oldest: int | None) -> None:
         """Reports of an earlier run were found."""
@@ -70,11 +80,13 @@ class Ledger:
     def accept(self, entry: Entry, oldest: int | None) -> None:
         """Core has a report; *oldest* is the timestamp of the first that is left."""
         self._leave((entry,), oldest)
+        self.bytes_out += entry.size
         self.accepted += entry.fresh
 
     def reject(self, entry: Entry, oldest: int | None, rejected: int | None = None) -> int:
         """A report was set aside; core has all but *rejected* of its fresh statuses, or none. Return how many."""
         self._leave((entry,), oldest)
+        self.bytes_out += entry.size
         count = entry.fresh if rejected is None else min(rejected, entry.fresh)
         self.rejected += count
         self.accepted += entry.fresh - count
@@ -104,6 +116,8 @@ class Ledger:
             reports=self.reports,
             bytes=self.size,
             writing_bytes=self.writing,
+            bytes_in=self.bytes_in,
+            bytes_out=self.bytes_out,
             oldest_timestamp=self.oldest,
             fresh_queued=self.queued,
             sealed=self.sealed,

@@ -47,6 +47,7 @@ class MemoryStore:
         self._wall = wall
         self._ledger = Ledger(limit_bytes=settings.bytes_max)
         self._reports: dict[int, _Held] = {}
+        self._lent: dict[int, _Held] = {}
         self._aside: dict[int, Entry] = {}
         self._positions: dict[PositionKey, str] = {}
         self._last_id = 0
@@ -62,6 +63,8 @@ class MemoryStore:
         """Return the oldest report."""
         if self._closed:
             raise SpoolReadError(reason="closed", detail="the store is closed")
+        if self._lent:
+            return None  # what is lent is older than the others
         for report_id, held in self._reports.items():
             self._busy = report_id
             return _stored(held)
@@ -132,6 +135,11 @@ class MemoryStore:
         assert not meta.calls
         return MemoryResult(self, meta)
 
+    async def make_room(self, size: int) -> Gone:
+        """Do nothing: memory has no disk that others fill."""
+        self._check()
+        return Gone()
+
     async def expire(self, now: float) -> Gone:
         """Give up what is too old."""
         self._check()
@@ -155,6 +163,39 @@ class MemoryStore:
     async def close(self) -> None:
         """Refuse everything from now on."""
         self._closed = True
+
+    # -- for who moves reports to another store
+
+    def lend(self) -> tuple[int, NewReport] | None:
+        """
+        Return the oldest report, without the calls that core has; it is hidden until settle_loan, and goes on to count.
+
+        None where there is none, or where core may be accepting it right now.
+        """
+        for report_id, held in self._reports.items():
+            if report_id == self._busy:
+                return None
+            del self._reports[report_id]
+            self._lent[report_id] = held
+            calls = tuple(call for index, call in enumerate(held.report.calls) if index not in held.accepted)
+            return report_id, replace(held.report, calls=calls)
+        return None
+
+    def settle_loan(self, report_id: int, *, taken: bool) -> None:
+        """End a loan: the other store has the report, or it stands in its old place again."""
+        held = self._lent.pop(report_id)
+        if taken:
+            self._ledger.hand_over(held.entry, self._oldest())
+            return
+        self._reports[report_id] = held
+        self._reports = dict(sorted(self._reports.items()))
+
+    def has_room(self, report: NewReport) -> bool:
+        """Tell whether *report* fits in without another one's leaving."""
+        ledger, settings = self._ledger, self._settings
+        return (
+            ledger.reports < settings.reports_max and ledger.size + ledger.writing + report.size <= settings.bytes_max
+        )
 
     # -- for results
 

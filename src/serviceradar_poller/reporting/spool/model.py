@@ -142,6 +142,8 @@ class SpoolStats:
         bytes: Payload of sealed reports; with ``writing_bytes`` never above ``limit_bytes``.
         writing_bytes: Payload of results that are not sealed yet.
         oldest_timestamp: Unix seconds; None when nothing waits.
+        bytes_in, bytes_out: Payload that was sealed, and that left for core or was set aside, since the start: what
+            was given up for want of room or for its age is not in the latter.
         fresh_queued, sealed, recovered, accepted, rejected, expired, dropped: Statuses; all but the first are totals
             since the start, ``dropped`` by reason. ``rejected`` are those of reports set aside.
         set_aside, set_aside_bytes: Reports kept for the operator.
@@ -155,6 +157,8 @@ class SpoolStats:
     reports: int = 0
     bytes: int = 0
     writing_bytes: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
     oldest_timestamp: int | None = None
     fresh_queued: int = 0
     sealed: int = 0
@@ -280,6 +284,18 @@ class ReportStore(Protocol):
 
     async def begin_result(self, meta: NewReport) -> ResultWriter:
         """Begin a result whose parts come one by one; *meta* has no calls, its fresh and positions don't count."""
+        ...
+
+    async def make_room(self, size: int) -> Gone:
+        """
+        Give up the oldest repeats so that a report of *size* bytes can be sealed on a full disk.
+
+        Nothing goes where there is room already, or where all repeats together are not enough; what goes is counted as
+        dropped for ``disk_full``. Another program may take the room before the seal does.
+
+        Raises:
+            SpoolWriteError: Nothing could be deleted.
+        """
         ...
 
     async def expire(self, now: float) -> Gone:

@@ -173,6 +173,10 @@ class Spool:
         body, epoch = await self._run(lambda engine: engine.begin_result())
         return SpoolResult(self, meta, kind=kind, body=body, epoch=epoch)
 
+    async def make_room(self, size: int) -> Gone:
+        """Give up the oldest repeats so that a report of *size* bytes can be sealed on a full disk."""
+        return await self._run(lambda engine: engine.make_room(size))
+
     async def expire(self, now: float) -> Gone:
         """Give up what is older than the bound at *now*, unix seconds."""
         return await self._run(lambda engine: engine.expire(now))
