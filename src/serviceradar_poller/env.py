@@ -132,13 +132,10 @@ class Clock(Protocol):
 class SystemClock:
     """The machine's clock."""
 
-    def monotonic(self) -> float:
-        """Seconds that never go backwards."""
-        return time.monotonic()
-
-    def wall(self) -> float:
-        """Unix seconds."""
-        return time.time()
+    #: Seconds that never go backwards.
+    monotonic = staticmethod(time.monotonic)
+    #: Unix seconds.
+    wall = staticmethod(time.time)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from serviceradar_poller.events import kernel as k
 from serviceradar_poller.events import polling as p
 from serviceradar_poller.observe import own_events as o
 from serviceradar_poller.observe.own_events import ObservedEvent
+from serviceradar_poller.observe.tally import CounterTally, HistogramTally
 
 NAMESPACE = "serviceradar_poller"
 #: Distinct values of one label; reasons, service types and child kinds are a few dozen in practice.
@@ -51,8 +52,6 @@ class MetricsSink:
         self._agents_up: dict[str, bool] = {}
         self._breakers: dict[str, str] = {}
         self._make()
-        self._children: dict[tuple[str, ...], Counter] = {}
-        self._latency: dict[str, Histogram] = {}
         self._handlers: dict[type, Callable[..., None]] = self._handler_table()
         Gauge(
             "build_info",
@@ -106,16 +105,23 @@ class MetricsSink:
 
     def _make(self) -> None:
         counter, gauge, histogram = self._counter, self._gauge, self._histogram
-        self.polls = counter(
-            "polls", "Checks that have an outcome, by service type, outcome and reason of the failure.",
-            "service_type", "outcome", "reason",
-        )  # fmt: skip
-        self.poll_latency = histogram(
-            "poll_duration_seconds",
+        self.polls = CounterTally(
+            f"{NAMESPACE}_polls",
+            "Checks that have an outcome, by service type, outcome and reason of the failure.",
+            ("service_type", "outcome", "reason"),
+        )
+        self.poll_latency = HistogramTally(
+            f"{NAMESPACE}_poll_duration_seconds",
             "Time from the start of a check to its outcome, retries included.",
+            LATENCY_BUCKETS_S,
             "kind",
         )
-        self.poll_lateness = histogram("poll_lateness_seconds", "How far behind its schedule a check started.")
+        self.poll_lateness = HistogramTally(
+            f"{NAMESPACE}_poll_lateness_seconds", "How far behind its schedule a check started.", LATENCY_BUCKETS_S
+        )
+        for tally in (self.polls, self.poll_latency, self.poll_lateness):
+            self.registry.register(tally)
+        self._lateness = self.poll_lateness.of("")
         self.poll_retries = counter("poll_retries", "Attempts of checks beyond the first one.")
         self.polls_missed = counter("polls_missed", "Intervals that went by without a check being started.")
         self.polls_unsupported = counter(
@@ -251,18 +257,13 @@ class MetricsSink:
 
     def _check_finished(self, event: p.CheckFinished) -> None:
         key = (event.service_type, event.outcome, event.reason)
-        polls = self._children.get(key)
-        if polls is None:
-            limited = (self._limited("service_type", key[0]), key[1], self._reason(key[2]))
-            polls = self.polls.labels(*limited)
-            if limited == key:
-                self._children[key] = polls
-        polls.inc()
-        latency = self._latency.get(event.kind)
-        if latency is None:
-            latency = self._latency[event.kind] = self.poll_latency.labels(event.kind)
-        latency.observe(event.latency_s)
-        self.poll_lateness.observe(event.lateness_s)
+        polls = self.polls.counts
+        if key not in polls:
+            key = (self._limited("service_type", key[0]), key[1], self._reason(key[2]))
+            polls.setdefault(key, 0)
+        polls[key] += 1
+        self.poll_latency.of(event.kind).add(event.latency_s)
+        self._lateness.add(event.lateness_s)
         if event.attempts > 1:
             self.poll_retries.inc(event.attempts - 1)
 
