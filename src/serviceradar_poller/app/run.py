@@ -82,7 +82,9 @@ def _services(poller: Poller, observation: Observation) -> Sequence[ChildSpec]:
                     lambda: HttpServer(
                         config.http.listen_addr,
                         sources=observation.sources(
-                            lambda: poller.tree, statuses=lambda: poller.reporting.sealer.accounts().by_place()
+                            lambda: poller.tree,
+                            statuses=lambda: poller.reporting.sealer.accounts().by_place(),
+                            spool=poller.reporting.sealer.spool_figures,
                         ),
                         emit=observation.emit,
                         control=config.http.control,
@@ -115,6 +117,9 @@ def _pull(poller: Poller, metrics: MetricsSink) -> None:
     metrics.pull_gauge("statuses_queued", "… those that wait for core.", lambda: sealer.accounts().queued)
     metrics.pull_gauge("spool_limit_bytes", "Bound of what waits for core.", lambda: store.stats().limit_bytes)
     metrics.pull_gauge("spool_free_bytes", "Free on the spool's disk; -1: unknown.", lambda: store.stats().free_bytes)
+    metrics.pull_gauge(
+        "spool_full_in_seconds", "Time until it is full at the rate of this backlog.", lambda: sealer.full_in_s
+    )
     metrics.pull_gauge("outcomes_waiting", "Outcomes not yet in a report.", lambda: len(reporting.inbox))
     metrics.pull_counter(
         "outcomes_dropped",

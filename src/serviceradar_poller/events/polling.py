@@ -258,6 +258,30 @@ class SpoolWritable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolFilling:
+    """
+    What waits for core will soon have no room left; told once until that is over.
+
+    Attributes:
+        full_in_s: When that is, should it go on like this.
+        bytes_per_s: At this rate.
+        size: What waits on disk, or in memory where there is no disk, and *room_bytes* is what is left.
+    """
+
+    full_in_s: float
+    bytes_per_s: float
+    size: int
+    room_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolNotFilling:
+    """There is time enough again, or core takes more than comes in."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CoreLost:
     """Core can't be reached or refuses; told once per outage."""
 
@@ -328,6 +352,8 @@ PollingEvent = (
     | SpoolSetAside
     | SpoolWriteFailed
     | SpoolWritable
+    | SpoolFilling
+    | SpoolNotFilling
     | CoreLost
     | CoreConnected
     | ServerFailed

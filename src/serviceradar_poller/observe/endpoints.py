@@ -70,6 +70,7 @@ class Sources:
         log_lines_dropped: Lines that the log could not write.
         verdict: Judges the whole; by default from the state.
         statuses: Where every status is, by place; for /health.
+        spool: What waits for core and its bounds; for /health.
     """
 
     state: PollerState
@@ -78,6 +79,7 @@ class Sources:
     log_lines_dropped: Callable[[], int] = lambda: 0
     verdict: Callable[[], HealthVerdict] | None = None
     statuses: Callable[[], Mapping[str, object]] = dict
+    spool: Callable[[], Mapping[str, object]] = dict
 
     def judge(self) -> HealthVerdict:
         """Return the verdict on the whole."""
@@ -187,6 +189,7 @@ class _Endpoints:
             process=process_figures(),
             process_count=self._sources.process_count(),
             statuses=self._sources.statuses(),
+            spool=self._sources.spool(),
         )
         return _json(answer, 503 if verdict.status.value == "unhealthy" else 200)
 

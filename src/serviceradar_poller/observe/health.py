@@ -47,8 +47,13 @@ def health_answer(
     process: ProcessFigures,
     process_count: int,
     statuses: Mapping[str, object],
+    spool: Mapping[str, object],
 ) -> dict[str, object]:
-    """Return the body of /health; ``uptime`` in seconds, ``memory_usage`` resident bytes, ``statuses`` by place."""
+    """
+    Return the body of /health.
+
+    ``uptime`` in seconds, ``memory_usage`` resident bytes, ``statuses`` by place, ``spool``: what waits and its bounds.
+    """
     counts = state.agent_counts()
     core = state.core
     return {
@@ -60,6 +65,7 @@ def health_answer(
         "core_connection": {None: "unknown", True: "connected", False: "disconnected"}[core.connected],
         "reports_queued": core.queue_reports,
         "statuses": dict(statuses),
+        "spool": dict(spool),
         "uptime": round(state.uptime_s, 3),
         "memory_usage": process.rss_bytes,
         "process_count": process_count,

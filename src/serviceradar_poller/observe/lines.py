@@ -109,6 +109,8 @@ def _table() -> dict[type, tuple[Callable[[Any], Level], Callable[[Any], str]]]:
         p.SpoolSetAside: (Level.ERROR, "spool can not be used, set aside and begun anew"),
         p.SpoolWriteFailed: (Level.ERROR, "spool can not be written, polling goes on"),
         p.SpoolWritable: (Level.INFO, "spool can be written again"),
+        p.SpoolFilling: (Level.WARN, "spool will soon be full"),
+        p.SpoolNotFilling: (Level.INFO, "spool will not be full soon"),
         p.CoreLost: (Level.WARN, "core is lost, reports wait"),
         p.CoreConnected: (Level.INFO, lambda e: "core is back" if e.outage_s > 0 else "core is connected"),
         p.ServerFailed: (Level.ERROR, "listener can not be opened, tried again"),

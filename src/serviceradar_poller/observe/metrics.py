@@ -176,6 +176,7 @@ class MetricsSink:
         self.spool_write_outages = counter(
             "spool_write_outages", "Times when the spool could not be written, by reason.", "reason"
         )
+        self.spool_filling = counter("spool_filling", "Times when the spool was about to be full.")
         self.spool_writable = gauge("spool_writable", "Whether the spool could be written last: 1 or 0.")
         self.spool_recovered = counter(
             "spool_recovered_statuses", "Statuses found in the spool at its opening that core has not seen."
@@ -236,6 +237,7 @@ class MetricsSink:
             p.SpoolSetAside: lambda e: self._child(self.spool_files_set_aside, self._reason(e.reason)).inc(),
             p.SpoolWriteFailed: self._spool_write_failed,
             p.SpoolWritable: lambda e: self.spool_writable.set(1),
+            p.SpoolFilling: count(self.spool_filling),
             p.CoreLost: self._core_lost,
             p.CoreConnected: self._core_connected,
             p.ServerFailed: lambda e: self._child(self.listener_failures, self._limited("name", e.name)).inc(),

@@ -95,7 +95,11 @@ class Observation:
         self.state.observe_lag(lag_s)
 
     def sources(
-        self, tree: Callable[[], Tree | None], *, statuses: Callable[[], Mapping[str, object]] = dict
+        self,
+        tree: Callable[[], Tree | None],
+        *,
+        statuses: Callable[[], Mapping[str, object]] = dict,
+        spool: Callable[[], Mapping[str, object]] = dict,
     ) -> Sources:
         """Return what HttpServer answers from."""
         return Sources(
@@ -104,6 +108,7 @@ class Observation:
             tree=tree,
             log_lines_dropped=lambda: self.log.dropped,
             statuses=statuses,
+            spool=spool,
         )
 
     def close(self) -> int:

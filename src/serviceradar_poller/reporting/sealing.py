@@ -16,6 +16,7 @@ is full and the fallback too, the oldest repeats in the store make way for them:
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from types import MappingProxyType
 from serviceradar_poller.env import Env
 from serviceradar_poller.errors import SpoolWriteError
 from serviceradar_poller.events.polling import ReportDropped
+from serviceradar_poller.reporting.filling import FillWatch
 from serviceradar_poller.reporting.spool import MemoryStore, NewReport, ReportStore, ResultWriter, SpoolSettings
 
 #: What memory holds while the store can't be written: some cycles of a large site.
@@ -121,6 +123,7 @@ class Sealer:
         self._polled = 0
         self._sealed = 0  # of what the store has sealed, that which is not waiting any more
         self._dropped: dict[str, int] = {}
+        self._filling = FillWatch(env)
         self._overtaken = False  # the store has something newer than the fallback, whose order is that of its times
         self._room_s = env.clock.monotonic()  # from when on room may be made on a full disk
 
@@ -134,6 +137,24 @@ class Sealer:
         """Their encoded bytes."""
         waiting = sum(each.report.size for each in self._waiting)
         return self._store.stats().bytes + self.fallback.stats().bytes + waiting
+
+    @property
+    def full_in_s(self) -> float:
+        """Seconds until there is no room left, as of the last report; infinite while the backlog does not grow."""
+        return self._filling.full_in_s
+
+    def spool_figures(self) -> dict[str, object]:
+        """Return what waits and its bounds, by name; ``full_in_s`` is None while the backlog does not grow."""
+        stats, full_in_s = self._store.stats(), self.full_in_s
+        return {
+            "reports": self.reports,
+            "bytes": self.size,
+            "limit_bytes": stats.limit_bytes,
+            "free_bytes": stats.free_bytes,
+            "in_memory_only": self.fallback.stats().reports,
+            "writable": stats.writable,
+            "full_in_s": round(full_in_s, 1) if math.isfinite(full_in_s) else None,
+        }
 
     def put(self, report: NewReport, *, tick_s: float | None = None) -> None:
         """Take a report; `settle` brings it into the store. Whoever puts settles before it puts many more."""
@@ -202,6 +223,7 @@ class Sealer:
             if self._written:
                 await self._seal_result(self._written[0])
                 self._written.popleft()
+                self._look()
                 continue
             first = self._waiting[0]
             reason = await self._move_back(first.report)
@@ -210,6 +232,10 @@ class Sealer:
             if reason:
                 await self._keep(first.report, reason)
             self._waiting.popleft()
+            self._look()
+
+    def _look(self) -> None:
+        self._filling.look(self._store.stats(), self.fallback.stats(), reports=self.reports)
 
     async def _seal_result(self, written: _Written) -> None:
         self._sealing_result = True
@@ -304,7 +330,7 @@ class Sealer:
         self._env.emit(ReportDropped(kind=report.kind, statuses=report.fresh, reason=reason, queued=self.reports - 1))
 
     async def _make_way(self) -> bool:
-        """On a full disk, let the oldest repeats in the store make way for the oldest in memory; say whether it went."""
+        """On a full disk, let the oldest repeats in the store make way for the oldest in memory; say whether it did."""
         if self._overtaken or self._env.clock.monotonic() < self._room_s:
             return False
         return await self._move_one(by_force=True) == ""
