@@ -107,7 +107,7 @@ async def resolve_source_ip(config: PollerConfig, env: Env) -> str:
 
 def memory_store(config: PollerConfig, env: Env) -> MemoryStore:
     """Return a store for a poller without a state directory."""
-    return MemoryStore(_spool_settings(config), emit=env.emit, wall=env.clock.wall)
+    return MemoryStore(spool_settings(config), emit=env.emit, wall=env.clock.wall)
 
 
 async def open_store(config: PollerConfig, env: Env) -> ReportStore:
@@ -119,10 +119,11 @@ async def open_store(config: PollerConfig, env: Env) -> ReportStore:
     """
     if not config.state_dir:
         return memory_store(config, env)
-    return await Spool.open(_spool_settings(config), emit=env.emit, wall=env.clock.wall)
+    return await Spool.open(spool_settings(config), emit=env.emit, wall=env.clock.wall)
 
 
-def _spool_settings(config: PollerConfig) -> SpoolSettings:
+def spool_settings(config: PollerConfig) -> SpoolSettings:
+    """Return where reports wait and how much of it, as configured."""
     return SpoolSettings(
         directory=Path(config.state_dir),
         bytes_max=config.reporting.queue_bytes_max,
