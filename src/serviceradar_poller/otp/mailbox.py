@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import collections
 import math
-from typing import Any, Generic, TypeVar
+from collections.abc import Coroutine
+from typing import Any, Generic, Protocol, TypeVar
 
 from serviceradar_poller.events.kernel import MailboxOverflow
 from serviceradar_poller.otp.errors import CallTimeout, DeadlockError, MailboxFull, NoProcess, PeerExited
@@ -26,6 +27,14 @@ class Call:
         self.future = future
 
 
+class Resumable(Protocol):
+    """An actor, as its mailbox sees it."""
+
+    def resume(self, process: Process) -> Coroutine[Any, Any, None]:
+        """Return the coroutine of what comes after a rest."""
+        ...
+
+
 class Mailbox:
     """
     Messages that wait for one actor.
@@ -33,6 +42,7 @@ class Mailbox:
     The queue exists only while something waits: most actors are idle most of the time.
 
     Attributes:
+        actor: Whose it is, while it lives.
         limit: Messages from others that may wait; timers and monitors come on top, as many as were set.
         dropped: Messages refused so far.
         leave: Why the actor wants to leave after the current message.
@@ -40,6 +50,7 @@ class Mailbox:
 
     __slots__ = (
         "_overflowing",
+        "actor",
         "current",
         "deferred",
         "dropped",
@@ -54,8 +65,9 @@ class Mailbox:
         "waiter",
     )
 
-    def __init__(self, process: Process, limit: int) -> None:
+    def __init__(self, process: Process, actor: Resumable, limit: int) -> None:
         self.process: Process | None = process
+        self.actor: Resumable | None = actor
         self.limit = limit
         self.dropped = 0
         self.queue: collections.deque[Any] | None = None
@@ -99,8 +111,17 @@ class Mailbox:
     def wake(self) -> None:
         """Have the actor look."""
         waiter = self.waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if waiter is not None:
+            if not waiter.done():
+                waiter.set_result(None)
+        elif self.process is not None and self.process.resting:
+            self.process.rouse()
+
+    def resume(self) -> Coroutine[Any, Any, None]:
+        """Return the coroutine of what comes after a rest."""
+        assert self.actor is not None
+        assert self.process is not None
+        return self.actor.resume(self.process)
 
     def answer(self, value: object) -> None:
         """Answer the current call, unless its caller has gone or its handler took it over."""
@@ -120,7 +141,7 @@ class Mailbox:
     def ended(self, reason: ExitReason) -> None:
         """Refuse whatever waits for an answer, and stop the timers."""
         process = self.process
-        self.process = None
+        self.process = self.actor = None
         self.reason = reason
         waiting = [self.current] if self.current is not None else []
         waiting += self.deferred or ()

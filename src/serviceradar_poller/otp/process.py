@@ -1,7 +1,8 @@
 """
 Running one child: start, ready, helpers, stop with grace, kill, zombie.
 
-A process has one task and one done-callback. Its stop is a small state machine of timers, not a task:
+A process has one task and one done-callback, or at rest none at all: what is idle for most of its life gives its task
+up, and gets another one with the next message or the order to stop. A stop is a small state machine of timers:
 
     stop ─ cancel ─► grace ─ cancel ─► KILL_WAIT_S ─ cancel ─► … KILL_LIMIT times ─► zombie
              └──────────┴─────────────────┴── task and helpers done ──► ended
@@ -68,6 +69,10 @@ class Body(Protocol):
         """Raise *error* in the loop at the next message boundary."""
         ...
 
+    def resume(self) -> Coroutine[Any, Any, None]:
+        """Return the coroutine of what comes after a rest."""
+        ...
+
     def ended(self, reason: ExitReason) -> None:
         """Refuse whatever still waits for an answer."""
         ...
@@ -90,6 +95,7 @@ class Process(Child):
         "ignored",
         "killed",
         "phase",
+        "resting",
         "shielded",
         "spec",
         "started_s",
@@ -112,6 +118,8 @@ class Process(Child):
         #: Why it must end: a helper's error, an injected one.
         self.fault: ExitReason | None = None
         self.ignored = False
+        #: True from the end of a task that left for a rest to the first step of the next one.
+        self.resting = False
         self.stopping = False
         self.killed = False
         #: True while the body cleans up by itself: an order to stop then only starts the grace.
@@ -151,7 +159,7 @@ class Process(Child):
 
     def spawn(self, coro: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
         """Run *coro* as a helper task."""
-        if self.phase == ENDED or self.task is None or self.task.done():
+        if self.phase == ENDED or ((self.task is None or self.task.done()) and not self.resting):
             coro.close()
             raise RuntimeError(f"{self.path}: has ended, can't spawn {name}")
         task = asyncio.get_running_loop().create_task(_guard(self, coro), name=f"{self.path}:{name}")
@@ -174,6 +182,23 @@ class Process(Child):
         self.task.add_done_callback(self._task_done, context=self.system.context)
         if self.spec.start_timeout_s < math.inf:
             self._arm(self.spec.start_timeout_s, self._start_expired)
+
+    def rest(self) -> bool:
+        """Live on without a task, the caller's, which is about to return; False when there is an end to attend to."""
+        task = self.task
+        if self.stopping or self.killed or self.fault is not None or task is None or task.cancelling():
+            return False
+        self.resting = True
+        self.task = None
+        return True
+
+    def rouse(self) -> None:
+        """Give a process at rest a task; no effect on any other."""
+        if self.resting and self.task is None and self.body is not None:
+            loop = asyncio.get_running_loop()
+            # Whoever wakes it does not give it his context.
+            self.task = loop.create_task(self.body.resume(), name=self.path, context=self.system.context.copy())
+            self.task.add_done_callback(self._task_done, context=self.system.context)
 
     def stop(self) -> None:
         """Order the process to stop; after its grace it is killed."""
@@ -258,6 +283,13 @@ class Process(Child):
             if not task.cancelled():
                 task.exception()  # retrieved: its end was reported when it was given up
             return
+        if task is not self.task:  # it left for a rest
+            return
+        if self.resting and self._bounded:  # cancelled before its first step: it has children to stop all the same
+            self.task, self.exit = None, KILLED
+            self.rouse()
+            return
+        self.resting = False
         self.exit = self._reason_of(task)
         if self._helpers:
             self._reap_helpers()
@@ -362,6 +394,9 @@ class Process(Child):
     # Timers and cancels
 
     def _cancel(self) -> None:
+        if self.resting:  # nothing of it runs; its first step will see why it was roused
+            self.rouse()
+            return
         assert self.task is not None
         if not self.shielded and not self.task.done():
             self.task.cancel()
@@ -393,9 +428,10 @@ class Process(Child):
 
     def _kill_again(self) -> None:
         self._disarm()
+        self.rouse()
         assert self.task is not None
         if self._bounded:
-            if not self.task.done():
+            if not self.resting and not self.task.done():
                 self.task.cancel()
             return
         if self._kills >= KILL_LIMIT:

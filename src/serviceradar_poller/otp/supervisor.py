@@ -1,8 +1,8 @@
 """
 Supervisors: they perform what the plan decides.
 
-A supervisor is itself a process: one task that waits in one place for its inbox (exits, operations, retries).
-While it starts or stops a child it waits for that child alone; all else waits in the inbox, as in OTP.
+A supervisor is itself a process: one task that works off its inbox (exits, operations, retries) and rests when that is
+empty. While it starts or stops a child it waits for that child alone; all else waits in the inbox, as in OTP.
 """
 
 from __future__ import annotations
@@ -107,15 +107,20 @@ class Supervisor:
     # Life
 
     async def run(self) -> None:
-        """Start the children, serve, stop the children."""
+        """Start the children unless it comes from a rest, serve, stop the children."""
         process = self.process
-        process.body = self
         cancelled = False
         try:
-            await self._boot()
-            process.ready(SupervisorRef(self, process.path, process.incarnation))
+            if process.resting:
+                process.resting = False
+                if process.stopping or process.killed or process.fault is not None or process.exit is not None:
+                    raise asyncio.CancelledError  # what a task that was not at rest would have got
+            else:
+                process.body = self
+                await self._boot()
+                process.ready(SupervisorRef(self, process.path, process.incarnation))
             await self._serve()
-            reason = SHUTDOWN
+            return  # for a rest
         except _Leaving:
             reason = SHUTDOWN
         except asyncio.CancelledError:
@@ -152,6 +157,8 @@ class Supervisor:
             if not inbox:
                 self._inbox = None
                 handled = 0
+                if self.process.rest():
+                    return
                 await self._wait()
                 continue
             if handled >= ITEMS_PER_TURN:
@@ -419,6 +426,10 @@ class Supervisor:
             starting = body._starting if isinstance(body, Supervisor) else None
         return False
 
+    def resume(self) -> Coroutine[Any, Any, None]:
+        """Return the coroutine of what comes after a rest."""
+        return self.run()
+
     def inject(self, error: BaseException) -> None:
         """Raise *error* in the loop at the next message boundary."""
         self._injected = error
@@ -445,10 +456,15 @@ class Supervisor:
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+        elif self.process.resting:
+            self.process.rouse()
 
     async def _wait(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()
-        await self._waiter
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
 
     def _path(self, id: str) -> str:
         return f"{self.process.path}{PATH_SEPARATOR}{id}"
