@@ -39,6 +39,11 @@ INTERNAL = CallError(layer=Layer.GRPC, code=GrpcCode.INTERNAL, reason="internal"
 UNIMPLEMENTED = CallError(layer=Layer.GRPC, code=GrpcCode.UNIMPLEMENTED, reason="unimplemented", detail="no streams")
 
 
+EXHAUSTED = CallError(
+    layer=Layer.GRPC, code=GrpcCode.RESOURCE_EXHAUSTED, reason="resource_exhausted", detail="above the limit"
+)
+
+
 def _config(count: int = 2) -> PollerConfig:
     return site_config([agent_config(f"a{n}") for n in range(count)])
 
@@ -114,6 +119,71 @@ def test_a_core_without_streams_still_gets_reports() -> None:
             await until(lambda: site.core.reports, within_s=60.0)
             assert site.core.reports[0][1] == "unary"
             assert not site.of(ReportDropped)
+
+    run(main())
+
+
+def test_a_server_that_knows_no_reports_is_no_core_and_costs_none() -> None:
+    """UNIMPLEMENTED for the one call that every core has says nothing of the report: it waits and arrives."""
+
+    async def main() -> None:
+        site = SimSite(_config())
+        async with site.running() as poller:
+            await asyncio.sleep(25.0)
+            site.core.refuse = lambda statuses: UNIMPLEMENTED
+            await asyncio.sleep(120.0)
+            assert not site.of(ReportSetAside) and not site.of(ReportDropped)
+            assert len(site.of(CoreLost)) == 1
+            site.core.refuse = lambda statuses: None
+            await until(lambda: poller.reporting.sealer.reports == 0, within_s=30.0)
+            accounts = poller.reporting.sealer.accounts()
+            assert accounts.delivered == accounts.polled
+
+    run(main())
+
+
+def test_a_status_that_core_never_takes_for_its_size_holds_nobody_up() -> None:
+    """What can't be made smaller is set aside when core takes the report behind it; the others arrive."""
+
+    async def main() -> None:
+        site = SimSite(_config())
+
+        def refuse(statuses: tuple[ServiceStatus, ...]) -> CallError | None:
+            big = any(len(status.message) > 20_000 for status in statuses)
+            return EXHAUSTED if big else None
+
+        site.core.refuse = refuse
+        async with site.running() as poller:
+            await asyncio.sleep(25.0)
+            site.agents["a0"].status = lambda request: StatusResponse(
+                available=True, message=b'{"x":"' + b"x" * 30_000 + b'"}', agent_id="a0"
+            )
+            await asyncio.sleep(15.0)
+            site.agents["a0"].status = lambda request: StatusResponse(available=True, message=b"{}", agent_id="a0")
+            await until(lambda: poller.reporting.sealer.reports == 0, within_s=300.0)
+            accounts = poller.reporting.sealer.accounts()
+            assert accounts.balanced and 0 < accounts.rejected < accounts.polled / 2
+            assert site.of(ReportSetAside)
+
+    run(main())
+
+
+def test_a_core_that_is_busy_for_a_while_loses_nothing() -> None:
+    """RESOURCE_EXHAUSTED may mean too many calls as well: reports are halved, wait, and arrive, in order."""
+
+    async def main() -> None:
+        site = SimSite(_config(5))
+        async with site.running() as poller:
+            await asyncio.sleep(25.0)
+            site.core.error = EXHAUSTED
+            await asyncio.sleep(180.0)
+            assert not site.of(ReportSetAside) and not site.of(ReportDropped)
+            site.core.error = None
+            await until(lambda: poller.reporting.sealer.reports == 0, within_s=60.0)
+            accounts = poller.reporting.sealer.accounts()
+            assert accounts.delivered == accounts.polled
+        stamps = [timestamp for _, transport, timestamp, _ in site.core.reports if transport == "unary"]
+        assert stamps == sorted(stamps)
 
     run(main())
 

@@ -17,7 +17,7 @@ from serviceradar_poller.transport.certificates import inspect
 
 def check(path: str, environ: Mapping[str, str], *, out: TextIO, err: TextIO) -> int:
     """
-    Validate the configuration with its files, certificates and state directory, and print the effective one without secrets.
+    Validate the configuration with its files, certificates and state directory, and print the effective one.
 
     Returns:
         0 when nothing is wrong; warnings are printed and don't count.

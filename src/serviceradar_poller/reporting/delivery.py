@@ -28,6 +28,8 @@ CORE_BACKOFF = BackoffSettings(min_s=0.5, max_s=10.0)
 REFUSALS_MAX = 5
 #: A call that ran into its deadline gets at most this multiple of the time.
 PATIENCE_MAX = 4
+#: A stream gets a second more for each of these: a result of many megabytes takes its time on a slow line.
+STREAM_BYTES_PER_S_MIN = 1024 * 1024
 #: A backlog is replayed no faster, so that a core that has just come back is not swamped.
 REPLAY_REPORTS_PER_S_MAX = 50.0
 
@@ -81,6 +83,8 @@ class Delivery:
                 return Attempt(outgoing=outgoing)
             # A core that is slow rather than gone gets more time for the same call: it stores what it is sent twice.
             timeout_s = self._settings.call_timeout_s * min(1 + outgoing.timeouts, PATIENCE_MAX)
+            if call.kind == "stream":
+                timeout_s += call.size / STREAM_BYTES_PER_S_MIN
             begin_s = clock.monotonic()
             if until_s is not None:
                 timeout_s = min(until_s - begin_s, self._settings.call_timeout_s)
@@ -196,7 +200,7 @@ class Delivery:
         state = self._state
         outgoing.attempts += 1
         outgoing.timeouts += error.layer is Layer.DEADLINE
-        refusal = judge(error)
+        refusal = judge(error, stream=call.kind == "stream")
         if error.unreachable:
             state.registered = False
         if refusal is not Refusal.FINAL and state.lost_s is None:
@@ -223,9 +227,13 @@ class Delivery:
         await self._count_attempt(outgoing)
         if refusal is Refusal.TOO_LARGE and call.kind == "unary" and call.status_count > 1:
             try:
+                # Not on disk: after a restart core refuses the whole again, and it is halved again, at the price of one
+                # attempt for each halving. Halves that core has come twice then, as a call in flight may anyway.
                 outgoing.split(await call.read(0))
             except SpoolReadError as unread:
                 return await self._unread(outgoing, unread)
+        elif refusal is Refusal.TOO_LARGE:
+            refusal = Refusal.DOUBTFUL  # it can't be made smaller: core is busy, or never takes it
         await self._choose_detour(outgoing, refusal)
         return wait_s
 
