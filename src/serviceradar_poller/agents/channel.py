@@ -31,6 +31,8 @@ from serviceradar_poller.wire.messages import (
 class AgentChannel:
     """Calls to one agent."""
 
+    __slots__ = ("_slot", "_tell")
+
     def __init__(self, slot: AgentSlot, *, tell: Callable[[CallSucceeded | CallFailed], object]) -> None:
         self._slot = slot
         self._tell = tell
@@ -197,6 +199,8 @@ class _Permit:
         calls[self.client] -= 1
         if not calls[self.client]:
             del calls[self.client]
+            if not calls:
+                calls.clear()  # and with them the table that they were in
         if self._trial:
             self._slot.trial = False
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from serviceradar_poller.errors import CallError
 
+#: An agent's actors that run checks, by the names under which they stand beside each other.
+RUNNERS = ("scheduler", "results")
+
 
 @dataclass(frozen=True, slots=True)
 class CallSucceeded:

@@ -13,7 +13,15 @@ import functools
 from abc import abstractmethod
 
 from serviceradar_poller.agents.channel import AgentChannel
-from serviceradar_poller.agents.messages import AnsweredAs, CheckDone, RunDue, RunFailing, RunnerMessage
+from serviceradar_poller.agents.messages import (
+    AnsweredAs,
+    CallFailed,
+    CallSucceeded,
+    CheckDone,
+    RunDue,
+    RunFailing,
+    RunnerMessage,
+)
 from serviceradar_poller.agents.slot import AgentSlot, Reach
 from serviceradar_poller.errors import CallError
 from serviceradar_poller.events.polling import CheckFinished, CheckMissed, CheckUnsupported
@@ -56,12 +64,13 @@ _NONE: frozenset[str] = frozenset()
 class CheckRunner(Actor[RunnerMessage]):
     """Runs the checks of one kind of one agent."""
 
+    __slots__ = ("_again", "_armed_s", "_channel", "_runs", "_slot", "_timer")
     kind: str = ""
+    rests = True
 
-    def __init__(self, slot: AgentSlot, channel: AgentChannel, *, security: str) -> None:
+    def __init__(self, slot: AgentSlot) -> None:
         self._slot = slot
-        self._channel = channel
-        self._security_path = security
+        self._channel = AgentChannel(slot, tell=self._tell_connection)
         self._timer: Timer | None = None
         self._armed_s: float | None = None
         self._runs: dict[str, asyncio.Task[None]] | None = None
@@ -233,7 +242,7 @@ class CheckRunner(Actor[RunnerMessage]):
             return
         slot.fleet.deliver(outcome)
         if outcome.claimed_agent_id and outcome.claimed_agent_id != subject.agent:
-            security = self.system.whereis(self._security_path)
+            security = self.sibling("security")
             if isinstance(security, Ref):
                 security.cast(AnsweredAs(outcome.claimed_agent_id))
         slot.fleet.env.emit(
@@ -251,6 +260,11 @@ class CheckRunner(Actor[RunnerMessage]):
                 attempts=attempts,
             )
         )
+
+    def _tell_connection(self, message: CallSucceeded | CallFailed) -> None:
+        connection = self.sibling("connection")
+        if isinstance(connection, Ref):
+            connection.cast(message)
 
     def tell_unsupported(self, subject: CheckSubject, why: str) -> None:
         """Say that a check can't be run: once per check in the log, and counted every time."""

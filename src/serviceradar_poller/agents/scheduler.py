@@ -11,6 +11,7 @@ from serviceradar_poller.wire.messages import StatusRequest
 class CheckScheduler(CheckRunner):
     """GetStatus on schedule."""
 
+    __slots__ = ()
     kind = "status"
 
     def mine(self, subject: CheckSubject) -> bool:

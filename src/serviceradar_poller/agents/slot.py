@@ -96,7 +96,7 @@ class AgentSlot:
 
     config: AgentConfig
     fleet: FleetSettings
-    checks: dict[str, CheckConfig]
+    checks: Mapping[str, CheckConfig]
     subjects: dict[str, CheckSubject]
     device: Device
     breaker: Breaker

@@ -6,7 +6,7 @@ The sections that this poller adds to Go's are in ``sections``, security blocks 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from serviceradar_poller.config.addresses import PORT_MAX, split_host_port
 from serviceradar_poller.config.decode import Findings, Node, decode, describe
@@ -25,6 +25,7 @@ from serviceradar_poller.config.model import (
     LoggingConfig,
     OtelConfig,
     PollerConfig,
+    SecurityConfig,
     TlsConfig,
 )
 from serviceradar_poller.config.schema import ROOT
@@ -138,7 +139,17 @@ def _poll_interval(root: Node, findings: Findings) -> int:
 
 
 def _agents(root: Node, findings: Findings) -> tuple[AgentConfig, ...]:
-    return tuple(_agent(name, node, findings) for name, node in root.named_nodes("agents").items())
+    # A site's agents are much alike: what is equal is kept once.
+    checks: dict[tuple[CheckConfig, ...], tuple[CheckConfig, ...]] = {}
+    securities: dict[SecurityConfig | None, SecurityConfig | None] = {}
+    return tuple(
+        replace(
+            agent,
+            checks=checks.setdefault(agent.checks, agent.checks),
+            security=securities.setdefault(agent.security, agent.security),
+        )
+        for agent in (_agent(name, node, findings) for name, node in root.named_nodes("agents").items())
+    )
 
 
 def _agent(name: str, node: Node, findings: Findings) -> AgentConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Generic, TypeVar
 
@@ -89,6 +90,10 @@ class Actor(Generic[M]):
         """Run *coro* as a helper task that ends with this actor; an exception that escapes it ends both."""
         return self.child.spawn(coro, name=name)
 
+    def sibling(self, id: str) -> object | None:
+        """Return the handle of the live child *id* of the same supervisor."""
+        return self._mailbox.process.owner.sibling(id) if self._mailbox.process is not None else None
+
     def resume(self, process: Process) -> Coroutine[Any, Any, None]:
         """For the kernel: return the coroutine of the life after a rest."""
         return _live(process, self)
@@ -116,6 +121,32 @@ def actor(id: str, factory: Callable[[], Actor[Any]], **spec_fields: Any) -> Chi
         SpecError: A field is unknown or can't be used.
     """
     return build_spec(id, ActorStart(factory), spec_fields)
+
+
+def member(id: str, make: Callable[[Any], Actor[Any]], **spec_fields: Any) -> ChildSpec:
+    """
+    Make the spec of an actor that is made from its supervisor's context, so that many supervisors can share it.
+
+    Args:
+        make: Makes a fresh actor for each start.
+        spec_fields: Further fields of ChildSpec.
+    Raises:
+        SpecError: A field is unknown or can't be used.
+    """
+    return build_spec(id, MemberStart(make), spec_fields)
+
+
+class MemberStart(KernelStart):
+    """Starts an actor made from its supervisor's context."""
+
+    __slots__ = ("make",)
+
+    def __init__(self, make: Callable[[Any], Actor[Any]]) -> None:
+        self.make = make
+
+    def run(self, process: Process) -> Coroutine[Any, Any, None]:
+        """Return the coroutine of the actor's whole life."""
+        return _live(process, functools.partial(self.make, process.owner.context))
 
 
 class ActorStart(KernelStart):

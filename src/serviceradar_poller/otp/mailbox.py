@@ -76,7 +76,7 @@ class Mailbox:
         self.injected: BaseException | None = None
         self.current: asyncio.Future[Any] | None = None
         self.deferred: set[asyncio.Future[Any]] | None = None
-        self.timers: set[Timer] | None = None
+        self.timers: Timer | set[Timer] | None = None
         self.monitors: dict[object, Process] | None = None
         self.reason = NORMAL
         self._overflowing = False
@@ -149,7 +149,8 @@ class Mailbox:
         for future in waiting:
             if not future.done() and process is not None:
                 future.set_exception(PeerExited(process.path, reason))
-        for timer in self.timers or ():
+        timers = self.timers
+        for timer in (timers,) if isinstance(timers, Timer) else timers or ():
             timer.stop()
         for token, peer in (self.monitors or {}).items():
             peer.unwatch(token)
@@ -170,25 +171,35 @@ class Timer:
     def __init__(self, mailbox: Mailbox, delay_s: float, message: object) -> None:
         self._mailbox = mailbox
         self._message = message
-        self._handle = asyncio.get_running_loop().call_later(delay_s, self._fire)
-        if mailbox.timers is None:
-            mailbox.timers = set()
-        mailbox.timers.add(self)
+        context = None if mailbox.process is None else mailbox.process.system.context
+        self._handle = asyncio.get_running_loop().call_later(delay_s, self._fire, context=context)
+        timers = mailbox.timers
+        if timers is None:
+            mailbox.timers = self  # a set for one would be three times the timer's size
+        elif isinstance(timers, set):
+            timers.add(self)
+        else:
+            mailbox.timers = {timers, self}
 
     def cancel(self) -> None:
         """Take the message back, unless it is in the mailbox already."""
         self._handle.cancel()
-        if self._mailbox.timers is not None:
-            self._mailbox.timers.discard(self)
+        self._forget()
 
     def stop(self) -> None:
         """Stop with the actor."""
         self._handle.cancel()
 
     def _fire(self) -> None:
-        if self._mailbox.timers is not None:
-            self._mailbox.timers.discard(self)
+        self._forget()
         self._mailbox.force(self._message)
+
+    def _forget(self) -> None:
+        timers = self._mailbox.timers
+        if timers is self:
+            self._mailbox.timers = None
+        elif isinstance(timers, set):
+            timers.discard(self)
 
 
 class Reply:

@@ -51,7 +51,16 @@ class Ignored(BaseException):
 
 
 class Owner(Protocol):
-    """Who started a process."""
+    """Who started a process; *context* is what it gives its children to start from."""
+
+    @property
+    def context(self) -> object:
+        """What `member` makes actors from."""
+        ...
+
+    def sibling(self, id: str) -> object | None:
+        """Return the handle of the live child *id*."""
+        ...
 
     def child_ready(self, process: Process) -> None:
         """Learn that the process left its init for work."""
@@ -242,6 +251,11 @@ class Process(Child):
             self._watchers.pop(token, None)
 
     @property
+    def owner(self) -> Owner:
+        """Who started it."""
+        return self._owner
+
+    @property
     def alive(self) -> bool:
         """Whether it has not ended."""
         return self.phase != ENDED
@@ -338,6 +352,7 @@ class Process(Child):
             return
         assert self._helpers is not None
         self._helpers.pop(task, None)
+        self._helpers = self._helpers or None  # an empty dictionary keeps the table that it had
         if error is not None:
             failure = HelperFailed(name, error)
             if self.exit is None:

@@ -62,26 +62,27 @@ class _Leaving(Exception):  # noqa: N818 — a signal within this module
 class SupervisorStart(KernelStart):
     """Starts a supervisor."""
 
-    __slots__ = ("children", "flags")
+    __slots__ = ("children", "context", "flags")
     bounded = True
 
-    def __init__(self, flags: SupervisorFlags, children: Children) -> None:
+    def __init__(self, flags: SupervisorFlags, children: Children, context: object = None) -> None:
         self.flags = flags
         self.children = children
+        self.context = context
 
     def run(self, process: Process) -> Coroutine[Any, Any, None]:
         """Return the coroutine of the supervisor's whole life."""
-        return Supervisor(process, self.flags, self.children).run()
+        return Supervisor(process, self).run()
 
 
 class Supervisor:
     """One running supervisor."""
 
     __slots__ = (
-        "_children",
         "_delays",
         "_inbox",
         "_injected",
+        "_start_info",
         "_starting",
         "_waiter",
         "closed",
@@ -90,14 +91,14 @@ class Supervisor:
         "process",
     )
 
-    def __init__(self, process: Process, flags: SupervisorFlags, children: Children) -> None:
+    def __init__(self, process: Process, start: SupervisorStart) -> None:
         self.process = process
-        self.plan = Plan(flags, ())
+        self.plan = Plan(start.flags, ())
         #: Processes by id, from launch until the supervisor has dealt with their end.
         self.kids: dict[str, Process] = {}
         #: Whether it serves no more operations.
         self.closed = False
-        self._children = children
+        self._start_info = start
         self._inbox: collections.deque[Process | Request | _Retry | _Rebuild] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._starting: Process | None = None
@@ -139,7 +140,7 @@ class Supervisor:
             raise asyncio.CancelledError
 
     async def _boot(self) -> None:
-        children = self._children
+        children = self._start_info.children
         specs = check_children(children() if callable(children) else children, self.plan.flags.auto_shutdown)
         self.plan = Plan(self.plan.flags, specs)
         for spec in specs:
@@ -400,7 +401,16 @@ class Supervisor:
         if refusal is not None:
             raise error_of(refusal, self._path(id), self._handle(id), self.plan.flags.max_children or 0)
 
-    # What others tell it
+    # What others ask and tell it
+
+    @property
+    def context(self) -> object:
+        """What `member` makes actors from."""
+        return self._start_info.context
+
+    def sibling(self, id: str) -> object | None:
+        """Return the handle of the live child *id*."""
+        return self._handle(id)
 
     def child_ready(self, process: Process) -> None:
         """Learn that a child is ready."""

@@ -146,6 +146,15 @@ class Tree:
 
     # For the system and the root process
 
+    @property
+    def context(self) -> object:
+        """None: a root starts from nothing."""
+        return None
+
+    def sibling(self, id: str) -> object | None:
+        """Return None: a root has no siblings."""
+        return None
+
     def find(self, path: str) -> Process | None:
         """Return the live process at *path*."""
         head, *rest = path.split(PATH_SEPARATOR)
