@@ -84,7 +84,10 @@ def test_a_backlog_arrives_oldest_first_with_its_own_times() -> None:
             await asyncio.sleep(15.0)
         stamps = [timestamp for _, transport, timestamp, _ in site.core.reports if transport == "unary"]
         assert stamps == sorted(stamps)
-        gaps = {second - first for first, second in pairwise(stamps)}
+        kinds = [event.kind for event in site.of(ReportSent) if event.transport == "unary"][-len(stamps) :]
+        assert kinds == ["cycle"] * 5 + ["current", "cycle"]  # what is current, once the backlog is there
+        cycles = [stamp for stamp, kind in zip(stamps, kinds, strict=True) if kind == "cycle"]
+        gaps = {second - first for first, second in pairwise(cycles)}
         assert gaps <= {9, 10, 11}, gaps
 
     run(main())

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from serviceradar_poller.agents.gate import ConnectGate
+from serviceradar_poller.agents.sink import ResultSink
 from serviceradar_poller.config.model import AgentConfig, CheckConfig, ResilienceConfig, SchedulingConfig
 from serviceradar_poller.env import AgentClient, Env
 from serviceradar_poller.errors import CallError
@@ -40,6 +41,7 @@ class FleetSettings:
     Attributes:
         deliver: Takes an outcome towards core; never waits.
         positions: Where results checks go on: what core has accepted.
+        results: Takes large results towards core while they come in.
     """
 
     reporter: Reporter
@@ -49,6 +51,7 @@ class FleetSettings:
     source_ip: str
     deliver: Callable[[Outcome], None]
     positions: Mapping[CheckId, str]
+    results: ResultSink
     gate: ConnectGate
     env: Env
 

@@ -46,6 +46,7 @@ from serviceradar_poller.otp import (
 )
 from serviceradar_poller.reporting.inbox import OutcomeInbox
 from serviceradar_poller.reporting.reporter import CoreReporter, ReconnectCore
+from serviceradar_poller.reporting.results import StoredResults
 from serviceradar_poller.reporting.sealing import Sealer
 from serviceradar_poller.reporting.spool import MemoryStore, ReportStore, Spool, SpoolSettings
 from serviceradar_poller.reporting.state import ReporterSettings, ReportingState
@@ -83,10 +84,22 @@ class Poller:
     reporting: ReportingState
     slots: dict[str, AgentSlot]
     gate: ConnectGate
+    results: StoredResults
     started_s: float
     tree: Tree | None = None
     polling: bool = False
     on_polling: Callable[[], object] = lambda: None
+
+    def head(self) -> ReportHead:
+        """Return what every report carries, as it is known by now."""
+        # An interface may come up after the poller: core registers no device for a report without an address.
+        self.source_ip = self.source_ip or self.env.interface_address()
+        return ReportHead(
+            poller_id=self.config.poller_id,
+            partition=self.config.partition,
+            source_ip=self.source_ip,
+            kv_store_id=self.config.kv_store_id,
+        )
 
 
 async def resolve_source_ip(config: PollerConfig, env: Env) -> str:
@@ -148,6 +161,18 @@ def new_poller(config: PollerConfig, env: Env, *, source_ip: str, store: ReportS
         store=store,
         sealer=Sealer(store, env),
     )
+
+    def head() -> ReportHead:
+        return poller.head()
+
+    advice = ": raise reporting.queue_bytes"
+    results = StoredResults(
+        store,
+        reporting.sealer,
+        env,
+        head=head,
+        advice=advice if config.state_dir else f"{advice}, or set state_dir to keep it on disk instead of in memory",
+    )
     gate = ConnectGate(connects_per_s=config.scheduling.connects_per_s, clock=env.clock)
     fleet = FleetSettings(
         reporter=reporter,
@@ -157,6 +182,7 @@ def new_poller(config: PollerConfig, env: Env, *, source_ip: str, store: ReportS
         source_ip=source_ip,
         deliver=reporting.inbox.put,
         positions=store.positions(),
+        results=results,
         gate=gate,
         env=env,
     )
@@ -168,7 +194,7 @@ def new_poller(config: PollerConfig, env: Env, *, source_ip: str, store: ReportS
         {(slot.name, key): (subject, slot.device) for slot in slots.values() for key, subject in slot.subjects.items()},
         now_s,
     )
-    return Poller(
+    poller = Poller(
         config=config,
         env=env,
         source_ip=source_ip,
@@ -176,8 +202,10 @@ def new_poller(config: PollerConfig, env: Env, *, source_ip: str, store: ReportS
         reporting=reporting,
         slots=slots,
         gate=gate,
+        results=results,
         started_s=now_s,
     )
+    return poller
 
 
 async def start_poller(
@@ -274,20 +302,10 @@ def _reporting(poller: Poller) -> ChildSpec:
     config = poller.config
     shutdown_s = config.resilience.shutdown_timeout_s
 
-    def head() -> ReportHead:
-        # An interface may come up after the poller: core registers no device for a report without an address.
-        poller.source_ip = poller.source_ip or poller.env.interface_address()
-        return ReportHead(
-            poller_id=config.poller_id,
-            partition=config.partition,
-            source_ip=poller.source_ip,
-            kv_store_id=config.kv_store_id,
-        )
-
     settings = ReporterSettings(
         core_address=config.core_address,
         security=config.security,
-        head=head,
+        head=poller.head,
         call_timeout_s=config.reporting.call_timeout_s,
         flush_timeout_s=max(shutdown_s - CLOSE_RESERVE_S, shutdown_s / 2),
     )

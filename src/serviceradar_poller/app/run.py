@@ -136,6 +136,15 @@ def _pull(poller: Poller, metrics: MetricsSink) -> None:
         "Connection attempts that waited for the limit of new connections per second.",
         lambda: poller.gate.waits_total,
     )
+    metrics.pull_counter(
+        "results_stored", "Large results that went into the spool.", lambda: poller.results.stored_total
+    )
+    metrics.pull_counter(
+        "results_delayed",
+        "Large results that waited because too many were being written.",
+        lambda: poller.results.waits_total,
+    )
+    metrics.pull_gauge("results_writing", "Large results that are being written.", lambda: poller.results.writing)
     metrics.pull_gauge(
         "tree_children",
         "Live children of the supervision tree.",

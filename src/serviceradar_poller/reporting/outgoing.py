@@ -12,6 +12,7 @@ from serviceradar_poller.wire.codec import (
     encode_poller_status_chunk,
     encode_poller_status_request,
     status_size,
+    total_chunks_field,
 )
 
 
@@ -101,8 +102,11 @@ class Outgoing:
             return None
         call = calls[0]
 
-        def read(index: int) -> Awaitable[bytes]:
-            return self.store.part(self.report.id, call.index, index)
+        # Whoever wrote a large result part by part did not know how many there would be.
+        total = total_chunks_field(call.part_count) if call.kind == "stream" else b""
+
+        async def read(index: int) -> bytes:
+            return await self.store.part(self.report.id, call.index, index) + total
 
         return EncodedCall(
             kind=call.kind, count=call.part_count, read=read, size=call.size, status_count=call.status_count

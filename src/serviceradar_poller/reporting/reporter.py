@@ -43,6 +43,11 @@ class OutcomesReady:
 
 
 @dataclass(frozen=True, slots=True)
+class ResultSealed:
+    """A large result waits for core."""
+
+
+@dataclass(frozen=True, slots=True)
 class TakeIn:
     """Outcomes have waited long enough: take them in together."""
 
@@ -69,7 +74,7 @@ class ReconnectCore:
     """Build the connection anew, with the credentials that are on disk now."""
 
 
-Message = OutcomesReady | TakeIn | CutDue | Retry | Attempted | ReconnectCore
+Message = OutcomesReady | ResultSealed | TakeIn | CutDue | Retry | Attempted | ReconnectCore
 
 
 class CoreReporter(Actor[Message]):
@@ -89,11 +94,14 @@ class CoreReporter(Actor[Message]):
         self._draining = False  # a TakeIn is on its way
         self._timer: Timer | None = None  # for the next CutDue
         self._timer_s = 0.0
+        self._backlog = False  # what waits is more than the newest report
         self._expire_s = env.clock.monotonic()
 
     async def init(self) -> None:
         """Take over what waits; nothing connects yet."""
         self._state.inbox.subscribe(lambda: self.ref.cast(OutcomesReady()))
+        self._state.sealer.subscribe(lambda: self.ref.cast(ResultSealed()))
+        self._backlog = self._state.sealer.reports > 0
         await self._work()
 
     async def handle(self, message: Message) -> None:
@@ -104,7 +112,7 @@ class CoreReporter(Actor[Message]):
                     self._draining = True
                     self.send_after(DRAIN_INTERVAL_S, TakeIn())
                 return
-            case TakeIn():
+            case TakeIn() | ResultSealed():
                 pass
             case CutDue():
                 self._timer = None
@@ -128,6 +136,9 @@ class CoreReporter(Actor[Message]):
     async def _work(self) -> None:
         now_s = self._env.clock.monotonic()
         self._drain(now_s)
+        if self._state.sealer.take_result_sealed():
+            self._state.book.want_current(now_s)
+        self._note_backlog(now_s)
         cuts = 0
         while (cut := self._state.book.cut(now_s)) is not None:
             self._seal(cut, now_s)
@@ -138,6 +149,14 @@ class CoreReporter(Actor[Message]):
             self._delivery.tell_queue()
         self._send_next()
         self._schedule(self._env.clock.monotonic())
+
+    def _note_backlog(self, now_s: float) -> None:
+        """Ask for a current report once what waited for core is there: the last of it may be old."""
+        if self._state.lost_s is not None:
+            self._backlog = True
+        elif self._backlog and not self._state.sealer.reports:
+            self._backlog = False
+            self._state.book.want_current(now_s, unless_newer=True)
 
     def _drain(self, now_s: float) -> None:
         self._draining = False

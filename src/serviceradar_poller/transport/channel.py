@@ -35,6 +35,9 @@ KEEPALIVE_TIME_MS: Final = 120_000
 KEEPALIVE_TIMEOUT_MS: Final = 20_000
 #: Go's default of 4 MiB is what peers send by default; they may be told to send more.
 RECEIVE_BYTES_MAX: Final = 64 * 1024 * 1024
+#: What a peer may send ahead of what is read. By itself the library lets it grow with the line, and held up to 150 MiB
+#: of a stream whose chunks are written to disk before the next is read; this much is 20 MB/s over 50 ms.
+WINDOW_BYTES: Final = 1024 * 1024
 #: One attempt to connect: TCP, TLS and HTTP/2 together. C-core keeps the socket of an attempt that waits for
 #: SETTINGS for as long, even when the channel is closed.
 CONNECT_TIMEOUT_MS = 10_000
@@ -62,6 +65,8 @@ def channel_options(address: Address, server_name: str) -> list[tuple[str, str |
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 0),
         ("grpc.http2.max_pings_without_data", 0),  # a long stream may be silent for more than two pings
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
         ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),
         ("grpc.max_send_message_length", -1),
         ("grpc.use_local_subchannel_pool", 1),  # a replaced channel shares no failed connection
