@@ -1,22 +1,18 @@
-"""What is sealed reaches core: across kill -9 at any instant, with core up, down and flapping, and in order."""
+"""What is sealed reaches core after an outage, and a state directory that can't be used is refused."""
 
 from __future__ import annotations
 
 import json
-import random
 import threading
-from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from serviceradar_poller.testing.process import PollerProcess, eventually, run_command
+from serviceradar_poller.testing.process import eventually, run_command
 from serviceradar_poller.testing.site import MakeSite, Site, write_config
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
-
-KILLS = 10
 
 
 def settled(made: Site) -> dict[str, Any]:
@@ -38,64 +34,13 @@ def unary_times(made: Site) -> list[int]:
     return [each["timestamp"] for each in made.core.reports(services=False) if each["transport"] == "unary"]
 
 
-def sealed_times(made: Site) -> list[tuple[int, int]]:
-    """Return id and time of every report that waits in the spool of a poller that is dead."""
-    listed = run_command("spool", str(made.directory / "state"), "list")
-    assert listed.returncode == 0, listed.stderr
-    rows = [line.split() for line in listed.stdout.splitlines()]
-    return [(int(row[0]), _unix(row[1])) for row in rows if row and row[0].isdigit() and "T" in row[1]]
-
-
-def _unix(text: str) -> int:
-    return int(datetime.fromisoformat(text).timestamp())
-
-
-def restart(made: Site, http_port: int) -> None:
-    made.poller = PollerProcess(made.poller.config_file, http_port=http_port)
-
-
-def test_kill_9_at_random_instants_loses_nothing_that_was_sealed(site: MakeSite) -> None:
-    """After each kill everything in the spool reaches core, in order; only the report in flight may come twice."""
-    rng = random.Random(9)
-    made = site(20, interval="1s", config={"reporting": {"call_timeout": "1s"}})
-    http_port = int(made.poller.url.rsplit(":", 1)[1])
-    try:
-        waited: list[int] = []
-        for number in range(KILLS):
-            match number % 3:
-                case 1:
-                    made.core.set_fault("disappear")
-                case 2:
-                    made.core.set_fault("hang")
-            threading.Event().wait(1.0 + rng.random() * 2.5)  # the instant is the subject
-            made.poller.end()
-            waiting = sealed_times(made)
-            waited.append(len(waiting))
-            made.core.clear_fault()
-            restart(made, http_port)
-            made.poller.ready()
-            accounts = settled(made)
-            assert balanced(accounts), accounts
-            recovered = made.poller.await_event("spool_recovered")[0]
-            assert recovered["reports"] == len(waiting)
-            missing = {time for _, time in waiting} - set(unary_times(made))
-            assert not missing, (number, missing)
-        assert max(waited) >= 2, waited  # some kills came while reports waited
-        times = unary_times(made)
-        assert times == sorted(times)
-        assert len(times) - len(set(times)) <= KILLS + 2, times  # two cycles may happen to share a second
-        made.assert_no_crash()
-    finally:
-        made.poller.end()
-
-
-def test_core_away_for_20_s_loses_no_cycle(site: MakeSite) -> None:
+def test_core_away_for_60_s_loses_no_cycle(site: MakeSite) -> None:
     """Every cycle of an outage arrives with its own time, each once, and the accounts say so all along."""
     made = site(10, interval="1s")
     made.await_reports(3)
     begin = made.next_report()
     made.core.set_fault("disappear")
-    for _ in range(10):
+    for _ in range(30):
         threading.Event().wait(2.0)  # the length of the outage is the subject
         assert balanced(made.poller.json("/health")["statuses"])
     made.core.clear_fault()
@@ -103,7 +48,7 @@ def test_core_away_for_20_s_loses_no_cycle(site: MakeSite) -> None:
     assert balanced(accounts) and accounts["delivered"] == accounts["polled"]
     reports = [each for each in made.core.reports(begin, services=False) if each["transport"] == "unary"]
     times = [each["timestamp"] for each in reports]
-    assert times == sorted(times) and times[-1] - times[0] >= 18
+    assert times == sorted(times) and times[-1] - times[0] >= 58
     assert all(later - sooner <= 2 for sooner, later in pairwise(times))
     made.assert_nobody_late()
     made.assert_no_crash()

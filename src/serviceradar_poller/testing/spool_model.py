@@ -13,8 +13,11 @@ from serviceradar_poller.reporting.spool.engine import Engine
 from serviceradar_poller.reporting.spool.inspect import look
 from serviceradar_poller.testing.spools import NOW, make_report
 
-#: More than a test fills.
+#: More than a test fills that does not mean to, and what one fills that does.
 BYTES_MAX = 10_000_000
+BYTES_MAX_SMALL = 150_000
+#: What crowd() leaves for what follows, less than any repeat.
+CROWD_ROOM = 2_000
 META = NewReport(kind="result", timestamp=NOW, change=True, fresh=0, calls=())
 
 
@@ -87,13 +90,24 @@ class Model:
 class Driver:
     """Uses a spool and keeps the model."""
 
-    def __init__(self, folder: Path, vfs: str = "", *, model: Model | None = None) -> None:
+    def __init__(self, folder: Path, vfs: str = "", *, model: Model | None = None, bytes_max: int = BYTES_MAX) -> None:
         self.model = model or Model()
         self.events: list[Any] = []
         self.errors = 0
         self.folder = folder
-        settings = SpoolSettings(directory=folder, bytes_max=BYTES_MAX, reserve_bytes=4_096, age_max_s=1_000.0)
-        self.engine = Engine(settings, wall=lambda: float(NOW), monotonic=lambda: 0.0, vfs=vfs)
+        self.settings = SpoolSettings(directory=folder, bytes_max=bytes_max, reserve_bytes=4_096, age_max_s=1_000.0)
+        self.vfs = vfs
+        self.engine = self.make_engine()
+
+    def make_engine(self) -> Engine:
+        """Return an engine that is not open yet."""
+        return Engine(self.settings, wall=lambda: float(NOW), monotonic=lambda: 0.0, vfs=self.vfs)
+
+    def reopen(self) -> bool:
+        """Close, and open what is there with a new engine, as a restart does; say whether it opened."""
+        self.attempt(self.engine.close)
+        self.engine = self.make_engine()
+        return self.attempt(self.engine.open)
 
     def there(self) -> dict[str, int]:
         """Return the id of each report that waits, by its text, in order."""
@@ -113,10 +127,12 @@ class Driver:
             assert self.engine.stats().balanced
         return True
 
-    def seal(self, text: str, *, size: int = 200, change: bool = True, sequence: str = "") -> int | None:
+    def seal(self, text: str, *, size: int = 200, change: bool = True, sequence: str = "", at: int = NOW) -> int | None:
         """Seal a report that begins with *text*; return its id, or None where it failed."""
         position = ("a", "k", sequence) if sequence else None
-        report = make_report(text=text + " ", size=size, change=change, positions=(position,) if position else ())
+        report = make_report(
+            text=text + " ", size=size, change=change, at=at, positions=(position,) if position else ()
+        )
         self.model.sealing(text, position)
         ids: list[int] = []
         if not self.attempt(lambda: ids.append(self.engine.seal(report))):
@@ -136,6 +152,33 @@ class Driver:
         if report_id is not None:
             self.model.leaving(text)
             if self.attempt(lambda: self.engine.set_aside(report_id, "refused")):
+                self.model.gone(text)
+
+    def crowd(self) -> None:
+        """Seal a change that has room only where every repeat goes."""
+        stats = self.engine.stats()
+        try:
+            with look(self.folder) as inspection:
+                repeats = [row for row in inspection.rows() if not row.change and not row.reason]
+                texts = [next(inspection.parts(row.id))[1].split(b" ")[0].decode() for row in repeats]
+        except SpoolError:
+            return  # the fault met the making of the file
+        if not repeats:
+            return
+        room = self.engine._settings.bytes_max - stats.bytes - stats.writing_bytes
+        size = room + sum(row.size for row in repeats) - CROWD_ROOM
+        for text in texts:
+            self.model.leaving(text)
+        if self.seal("crowd", size=size) is not None:
+            for text in texts:
+                self.model.gone(text)
+
+    def lose(self, texts: list[str], action: Callable[[], object]) -> None:
+        """Do what takes the reports *texts* away, all of them or, where it fails, none."""
+        for text in texts:
+            self.model.leaving(text)
+        if self.attempt(action):
+            for text in texts:
                 self.model.gone(text)
 
     def result(self, text: str, *, end: str) -> None:

@@ -15,11 +15,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
+from serviceradar_poller.errors import SpoolError
 from serviceradar_poller.events.polling import SpoolSetAside
 from serviceradar_poller.reporting.spool.files import DATABASE, FOLDER
 from serviceradar_poller.reporting.spool.inspect import look
 from serviceradar_poller.testing.faultfs import Fault, FaultFs
-from serviceradar_poller.testing.spool_model import Driver, Model
+from serviceradar_poller.testing.spool_model import BYTES_MAX_SMALL, Driver, Model
 from serviceradar_poller.testing.spools import NOW
 
 
@@ -28,6 +29,9 @@ def script(driver: Driver) -> None:
     engine = driver.engine
     if not driver.attempt(engine.open):
         return
+    old = driver.seal("old", at=NOW - 5_000)
+    if old is not None:
+        driver.lose(["old"], lambda: engine.expire(float(NOW)))
     a = driver.seal("a", sequence="1")
     b = driver.seal("b", sequence="2")
     c = driver.seal("c")
@@ -44,8 +48,24 @@ def script(driver: Driver) -> None:
     driver.attempt(engine.maintain)
     driver.attempt(lambda: engine.expire(float(NOW)))
     driver.seal("d", size=12_000)
+    driver.attempt(engine.second)
     driver.accept("b", b)
     driver.attempt(engine.maintain)
+    repeat = driver.seal("repeat", change=False)
+    f = driver.seal("f")
+    if repeat is not None:
+        driver.lose(["repeat"], lambda: engine._give_way(1))
+    if f is not None:
+        driver.lose(["f"], lambda: engine.drop(f))
+    # The second run finds all that the first one left, orphans included.
+    driver.result("orphan", end="leave")
+    if not driver.reopen():
+        return
+    driver.seal("g", size=9_000, change=False)
+    driver.attempt(driver.engine.maintain)
+    driver.crowd()
+    driver.attempt(driver.engine.close)
+    driver.reopen()
     driver.seal("e")
 
 
@@ -105,7 +125,7 @@ def test_every_operation_may_fail(tmp_path: Path, fault: Fault, *, sticky: bool)
         folder = folder_of(tmp_path)
         fs = FaultFs(f"faulty-{next(NUMBER)}")
         fs.arm(fault, k, sticky=sticky)
-        driver = Driver(folder, fs.name)
+        driver = Driver(folder, fs.name, bytes_max=BYTES_MAX_SMALL)
         script(driver)
         fired = fs.fired
         fs.heal()
@@ -132,7 +152,7 @@ def test_power_may_go_at_every_operation(tmp_path: Path) -> None:
         folder = folder_of(tmp_path)
         fs = FaultFs(f"faulty-{next(NUMBER)}")
         fs.arm("crash", k)
-        driver = Driver(folder, fs.name)
+        driver = Driver(folder, fs.name, bytes_max=BYTES_MAX_SMALL)
         script(driver)
         fired = fs.fired
         fs.crash()
@@ -217,6 +237,22 @@ class SpoolMachine(RuleBasedStateMachine):
                 self.driver.attempt(lambda: engine.failed(report_id))
             case "call":
                 self.driver.attempt(lambda: engine.call_accepted(report_id, 0))
+
+    @rule(what=st.sampled_from(["drop", "give way"]))
+    def lose(self, what: str) -> None:
+        engine = self.driver.engine
+        try:
+            with look(self.driver.folder) as inspection:
+                rows = [row for row in inspection.rows() if not row.reason]
+                if what == "give way":
+                    rows = [row for row in rows if not row.change and row.id != engine._busy]
+                texts = [next(inspection.parts(row.id))[1].split(b" ")[0].decode() for row in rows[:1]]
+        except SpoolError:
+            return  # the file is not made yet
+        if rows and what == "drop":
+            self.driver.lose(texts, lambda: engine.drop(rows[0].id))
+        elif rows:
+            self.driver.lose(texts, lambda: engine._give_way(1))
 
     @rule()
     def maintain(self) -> None:
