@@ -17,6 +17,7 @@ from serviceradar_poller.env import Env, Event
 from serviceradar_poller.errors import CallError, GrpcCode, Layer
 from serviceradar_poller.wire import codec
 from serviceradar_poller.wire.messages import (
+    PollerStatusChunk,
     PollerStatusResponse,
     ResultsChunk,
     ResultsRequest,
@@ -266,6 +267,7 @@ class FakeCore(Peer):
         received: What it answers.
         refuse: Gives the error that a report of such statuses is answered with.
         reports: Every accepted report: arrival, transport, unix timestamp, statuses.
+        streams: The chunks of every stream that came to its end, accepted or not.
     """
 
     def __init__(self) -> None:
@@ -274,6 +276,7 @@ class FakeCore(Peer):
         self.stream_error: CallError | None = None
         self.refuse: Callable[[tuple[ServiceStatus, ...]], CallError | None] = lambda statuses: None
         self.reports: list[tuple[float, str, int, tuple[ServiceStatus, ...]]] = []
+        self.streams: list[tuple[PollerStatusChunk, ...]] = []
 
     def accept(self, transport: str, timestamp: int, statuses: tuple[ServiceStatus, ...]) -> PollerStatusResponse:
         """Take a report in."""
@@ -318,6 +321,7 @@ class FakeCoreClient:
         """Send a stream."""
         decoded = [codec.decode_poller_status_chunk(chunk) async for chunk in chunks]
         assert len(decoded) == count
+        self._core.streams.append(tuple(decoded))
         statuses = tuple(status for chunk in decoded for status in chunk.services)
         return await self._core.answer(
             "stream",
