@@ -17,7 +17,7 @@ from serviceradar_poller.errors import CallError, GrpcCode, Layer, SpoolReadErro
 from serviceradar_poller.events.polling import ReportDropped, ReportSetAside
 from serviceradar_poller.reporting.delivery import REPLAY_REPORTS_PER_S_MAX
 from serviceradar_poller.reporting.sealing import FALLBACK_REPORTS_MAX, Sealer
-from serviceradar_poller.reporting.spool import MemoryStore, NewReport, ReportStore, Spool, SpoolSettings
+from serviceradar_poller.reporting.spool import MemoryStore, NewReport, ReportStore, Spool, SpoolSettings, StoredReport
 from serviceradar_poller.testing.fakes import REFUSED, FakeTransport, fake_env
 from serviceradar_poller.testing.simloop import run
 from serviceradar_poller.testing.simsite import SimSite, agent_config, now_s, site_config, until
@@ -43,18 +43,20 @@ class FailingStore(MemoryStore):
     Attributes:
         full: Why seals fail; empty while they don't.
         seal_s: How long a seal takes, before and after it is done.
-        sealed: Timestamps, in order.
+        sealed, reports: Timestamps of what was sealed, and all of it, in order.
     """
 
     full = ""
     seal_s = 0.0
     sealed: list[int]
+    reports: list[NewReport]
 
     async def seal(self, report: NewReport) -> int:
         await asyncio.sleep(self.seal_s)
         if self.full:
             raise SpoolWriteError(reason=self.full, detail="by the test")
         self.sealed.append(report.timestamp)
+        self.reports.append(report)
         return await super().seal(report)
 
 
@@ -69,7 +71,7 @@ class StoreSite(SimSite):
         super().__init__(config, seed=seed)
         bounds = SpoolSettings(directory=Path(), bytes_max=bytes_max, reports_max=reports_max)
         self.store = FailingStore(bounds, emit=self.env.emit, wall=self.env.clock.wall)
-        self.store.sealed = []
+        self.store.sealed, self.store.reports = [], []
 
     def make_store(self) -> ReportStore:
         return self.store
@@ -156,8 +158,9 @@ def test_a_crash_of_the_reporter_loses_nothing(seed: int) -> None:
             site.core.error = None
             await until(lambda: poller.reporting.sealer.accounts().queued == 0, within_s=120.0)
             await asyncio.sleep(12.0)
-        assert len(set(site.store.sealed)) == len(site.store.sealed)
-        assert site.stamps() == site.store.sealed
+        reports = site.store.reports
+        assert len({id(report) for report in reports}) == len(reports), "each once; two may share a second"
+        assert site.stamps() == list(dict.fromkeys(site.store.sealed))
         assert all(later - sooner <= INTERVAL_S + 2 for sooner, later in pairwise(site.stamps()))
         accounts = poller.reporting.sealer.accounts()
         assert accounts.delivered == accounts.polled
@@ -186,6 +189,32 @@ def test_a_full_disk_stops_neither_polling_nor_reports() -> None:
         assert len(site.stamps()) >= 8 and site.stamps() == sorted(site.stamps())
         assert len(site.store.sealed) <= len(site.stamps()) - 3
         assert not site.of(ReportDropped)
+
+    run(main())
+
+
+def test_a_disk_that_can_not_even_be_read_does_not_hold_back_what_memory_keeps() -> None:
+    """A disk that is full at the start has no spool to read: reports go to core from memory all the same."""
+
+    async def main() -> None:
+        site = StoreSite(site_config([agent_config("a")]))
+        head = site.store.head
+
+        async def unreadable() -> StoredReport | None:
+            raise SpoolReadError(reason="unusable", detail="by the test")
+
+        site.store.head = unreadable  # type: ignore[method-assign]
+        site.store.full = "disk_full"
+        async with site.running() as poller:
+            await asyncio.sleep(120.0)
+            assert len(site.stamps()) >= 8 and poller.reporting.sealer.reports <= 2
+            assert site.stamps() == sorted(site.stamps())
+            site.store.head = head  # type: ignore[method-assign]
+            site.store.full = ""
+            await asyncio.sleep(30.0)
+            accounts = poller.reporting.sealer.accounts()
+            assert accounts.balanced and accounts.delivered >= accounts.polled - 2
+            assert site.store.stats().accepted > 0
 
     run(main())
 
@@ -233,7 +262,7 @@ def test_a_result_kept_in_memory_for_a_full_disk_moves_no_position() -> None:
     async def main() -> None:
         env = fake_env(FakeTransport(), [])
         store = FailingStore(SpoolSettings(directory=Path()), emit=env.emit, wall=env.clock.wall)
-        store.sealed, store.full = [], "disk_full"
+        store.sealed, store.reports, store.full = [], [], "disk_full"
         sealer = Sealer(store, env)
         sealer.put(make_report(positions=(("a", "sync", "7"),)))
         await sealer.settle()

@@ -18,6 +18,7 @@ from serviceradar_poller.logic.calls import register_call
 from serviceradar_poller.logic.delivery import Refusal, judge
 from serviceradar_poller.reporting.link import CoreLink
 from serviceradar_poller.reporting.outgoing import EncodedCall, Outgoing, encode_call, from_memory
+from serviceradar_poller.reporting.spool import StoredReport
 from serviceradar_poller.reporting.state import ReporterSettings, ReportingState
 from serviceradar_poller.wire.codec import status_size
 
@@ -30,6 +31,8 @@ REFUSALS_MAX = 5
 PATIENCE_MAX = 4
 #: A stream gets a second more for each of these: a result of many megabytes takes its time on a slow line.
 STREAM_BYTES_PER_S_MIN = 1024 * 1024
+#: After so many failures to read the store what memory keeps goes ahead of it: out of order, but it would be lost else.
+UNREADABLE_MAX = 3
 #: A backlog is replayed no faster, so that a core that has just come back is not swamped.
 REPLAY_REPORTS_PER_S_MAX = 50.0
 
@@ -116,7 +119,7 @@ class Delivery:
         if self._detour is not None:
             return self._detour
         store, fallback = self._state.store, self._state.sealer.fallback
-        head = await store.head()
+        head = await self._stored()
         source = store
         if fallback.stats().reports:
             kept = await fallback.head()
@@ -127,6 +130,15 @@ class Delivery:
         elif self._outgoing is None or not self._outgoing.is_of(source, head):
             self._outgoing = Outgoing(source, head)
         return self._outgoing
+
+    async def _stored(self) -> StoredReport | None:
+        """Return the store's oldest report; None also where it can't be read for long and memory keeps some."""
+        try:
+            return await self._state.store.head()
+        except SpoolReadError:
+            if self._store_failures < UNREADABLE_MAX or not self._state.sealer.fallback.stats().reports:
+                raise
+            return None
 
     def _call(self, outgoing: Outgoing) -> EncodedCall | None:
         """Return the call at the front, or a registering stream where core wants one before it."""
@@ -274,7 +286,8 @@ class Delivery:
                 await store.accepted(report.id)
         except SpoolWriteError:
             return self._store_failed()  # it stays at the front, without any call that is left, and is asked for again
-        self._store_failures = 0
+        if store is self._state.store:
+            self._store_failures = 0
         if outgoing is self._outgoing:
             self._outgoing = None
         return max(1.0 / REPLAY_REPORTS_PER_S_MAX - took_s, 0.0) if self._state.sealer.reports else 0.0
