@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from serviceradar_poller.values import quick
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PollerStarted:
@@ -49,6 +51,7 @@ class AgentMisconfigured:
     problem: str
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckFinished:
     """

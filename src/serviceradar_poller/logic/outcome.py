@@ -15,6 +15,7 @@ import msgspec
 from serviceradar_poller.errors import CallError, GrpcCode, Layer
 from serviceradar_poller.logic.enrich import enrich, should_enrich
 from serviceradar_poller.logic.wrap import needs_wrap, wrap
+from serviceradar_poller.values import quick
 from serviceradar_poller.wire.messages import (
     SOURCE_RESULTS,
     SOURCE_STATUS,
@@ -74,6 +75,7 @@ class CheckSubject:
     is_results: bool
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """
