@@ -7,8 +7,12 @@ Pull one streamed result: a small one into memory, a large one on into the sink,
 
 The pipeline stands under the agent's coordinator, last in order, and asks for a chunk only when there is room for what
 comes of it: one chunk is merged while the piece before it is written. What goes wrong in it, a bug included, ends it
-and is told as the failure of this result. Small results do without: starting and ending a pipeline takes 2 ms of CPU,
-as much as polling a dozen checks, and most results are one small chunk.
+and is told as the failure of this result. Small results do without: most are one chunk, which is read at less than the
+0.25 ms of CPU and 24 KiB that a pipeline takes to start and end, and nothing of them is written here.
+
+Merging a chunk takes 2.5 ms a MiB where it holds device updates, and up to 160 ms where each of its values has to be
+rewritten. So all but small chunks are merged in a thread: it is pure, so one that nobody waits for any more does no
+harm, and the loop waits for a turn of the interpreter instead of for the whole chunk.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ from serviceradar_poller.wire.messages import ResultsChunk
 
 #: A message up to this size is told with the next report, as all others are.
 SMALL_BYTES_MAX = 256 * 1024
+#: A chunk up to this size is merged on the loop: 10 ms at most, and 0.2 ms as a rule.
+LOOP_BYTES_MAX = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +99,7 @@ class Pull:
             chunk = await self._stream.read()
             if chunk is None:
                 break
-            message += self._feed(chunk)
+            message += await self._feed(chunk)
         return message
 
     async def _store(self, message: bytearray, system: System, under: str, id: str) -> Pulled:
@@ -146,7 +152,7 @@ class Pull:
 
     async def _merge(self, chunk: Event[ResultsChunk]) -> bytes:
         try:
-            return self._feed(chunk.data)
+            return await self._feed(chunk.data)
         except MergeError as error:
             raise _Failed(error.as_call_error()) from None
 
@@ -157,8 +163,11 @@ class Pull:
         except SpoolWriteError as error:
             raise _Failed(_not_kept(error)) from None
 
-    def _feed(self, chunk: ResultsChunk) -> bytes:
-        self._streamed, piece = feed(self._streamed, chunk)
+    async def _feed(self, chunk: ResultsChunk) -> bytes:
+        if len(chunk.data) <= LOOP_BYTES_MAX:
+            self._streamed, piece = feed(self._streamed, chunk)
+        else:
+            self._streamed, piece = await asyncio.to_thread(feed, self._streamed, chunk)
         return piece
 
 

@@ -152,7 +152,7 @@ class ReportSent:
     Core accepted a report.
 
     Attributes:
-        kind: ``cycle``, ``early``, ``batch``, ``register`` or ``heartbeat``.
+        kind: ``cycle``, ``early``, ``current``, ``result``, ``batch``, ``register``, ``heartbeat`` or ``final``.
         transport: ``unary`` or ``stream``.
         age_s: From the report's own time to core's acceptance.
         tick_s: From the cycle's tick to acceptance, where it belongs to one; else negative.
