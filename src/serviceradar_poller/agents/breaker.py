@@ -6,6 +6,8 @@ Its state stands in the agent's slot and so outlives it; everyone reads it there
 
 from __future__ import annotations
 
+import functools
+
 from serviceradar_poller.agents.messages import (
     RUNNERS,
     BreakerFailure,
@@ -16,9 +18,11 @@ from serviceradar_poller.agents.messages import (
     RunFailing,
 )
 from serviceradar_poller.agents.slot import AgentSlot
+from serviceradar_poller.config.model import ResilienceConfig
 from serviceradar_poller.events.polling import BreakerChanged
 from serviceradar_poller.logic.breaker import (
     Breaker,
+    BreakerSettings,
     BreakerState,
     on_failure,
     on_success,
@@ -31,6 +35,16 @@ from serviceradar_poller.otp import Actor, Ref, Timer
 TIMER_S_MIN = 0.001
 
 
+@functools.lru_cache(maxsize=8)
+def _settings(resilience: ResilienceConfig) -> BreakerSettings:
+    return BreakerSettings(
+        failures=resilience.breaker_failures,
+        security_failures=resilience.breaker_security_failures,
+        window_s=resilience.breaker_window_s,
+        open_s=resilience.breaker_open_s,
+    )
+
+
 class SecureCircuitBreaker(Actor[BreakerMessage]):
     """One agent's breaker."""
 
@@ -39,7 +53,7 @@ class SecureCircuitBreaker(Actor[BreakerMessage]):
 
     def __init__(self, slot: AgentSlot) -> None:
         self._slot = slot
-        self._settings = slot.fleet.breaker
+        self._settings = _settings(slot.fleet.resilience)
         self._timer: Timer | None = None
 
     async def init(self) -> None:

@@ -64,13 +64,13 @@ _NONE: frozenset[str] = frozenset()
 class CheckRunner(Actor[RunnerMessage]):
     """Runs the checks of one kind of one agent."""
 
-    __slots__ = ("_again", "_armed_s", "_channel", "_runs", "_slot", "_timer")
+    __slots__ = ("_again", "_armed_s", "_made_channel", "_runs", "_slot", "_timer")
     kind: str = ""
     rests = True
 
     def __init__(self, slot: AgentSlot) -> None:
         self._slot = slot
-        self._channel = AgentChannel(slot, tell=self._tell_connection)
+        self._made_channel: AgentChannel | None = None
         self._timer: Timer | None = None
         self._armed_s: float | None = None
         self._runs: dict[str, asyncio.Task[None]] | None = None
@@ -144,6 +144,13 @@ class CheckRunner(Actor[RunnerMessage]):
         """Let what is under way end, for a moment."""
         if reason.kind == "shutdown" and self._runs:
             await asyncio.wait(self._runs.values(), timeout=STOP_GRACE_S)
+
+    @property
+    def _channel(self) -> AgentChannel:
+        """The way to the agent; most agents have checks of one kind only, and the other runner needs none."""
+        if self._made_channel is None:
+            self._made_channel = AgentChannel(self._slot, tell=self._tell_connection)
+        return self._made_channel
 
     @property
     def _schedule(self) -> Schedule:

@@ -18,7 +18,7 @@ from serviceradar_poller.config.model import AgentConfig, CheckConfig, Resilienc
 from serviceradar_poller.env import AgentClient, Env
 from serviceradar_poller.errors import CallError
 from serviceradar_poller.logic.backoff import RetryBudget
-from serviceradar_poller.logic.breaker import Breaker, BreakerSettings
+from serviceradar_poller.logic.breaker import Breaker
 from serviceradar_poller.logic.bucket import Bucket, BucketSettings
 from serviceradar_poller.logic.outcome import CheckSubject, Device, Outcome, Reporter
 from serviceradar_poller.logic.reports import CheckId
@@ -54,17 +54,6 @@ class FleetSettings:
     results: ResultSink
     gate: ConnectGate
     env: Env
-
-    @property
-    def breaker(self) -> BreakerSettings:
-        """The breaker's settings."""
-        resilience = self.resilience
-        return BreakerSettings(
-            failures=resilience.breaker_failures,
-            security_failures=resilience.breaker_security_failures,
-            window_s=resilience.breaker_window_s,
-            open_s=resilience.breaker_open_s,
-        )
 
 
 @dataclass(slots=True, kw_only=True)

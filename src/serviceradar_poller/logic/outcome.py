@@ -117,7 +117,7 @@ def from_status(
         available=response.available,
         message=_enriched(response.message, subject, device),
         service_type=subject.service_type,
-        agent_id=response.agent_id or subject.agent,
+        agent_id=_answered_as(response.agent_id, subject),
         response_time=response.response_time,
         source=SOURCE_STATUS,
     )
@@ -152,7 +152,7 @@ def from_results(
         available=response.available,
         message=_enriched(response.data, subject, device),
         service_type="sync" if is_sync else subject.service_type,
-        agent_id=response.agent_id or subject.agent,
+        agent_id=_answered_as(response.agent_id, subject),
         response_time=response.response_time,
         source=SOURCE_RESULTS,
     )
@@ -202,6 +202,11 @@ def from_failure(error: CallError, subject: CheckSubject, reporter: Reporter, de
         source=SOURCE_RESULTS if subject.is_results else SOURCE_STATUS,
     )
     return Outcome(subject=subject, tick=tick, verdict=Verdict.FAILED, status=status, reason=error.reason, error=text)
+
+
+def _answered_as(agent_id: str, subject: CheckSubject) -> str:
+    """Return the id to report; where it is the subject's, that very text: a status is kept for a whole cycle."""
+    return subject.agent if agent_id in ("", subject.agent) else agent_id
 
 
 def _too_large(size: int) -> CallError:
