@@ -1,7 +1,7 @@
 """
 Run the benchmarks one after the other, print what they found, and keep it.
 
-    python -m benchmarks [kernel poller recovery isolation spool streams outage] [--quick | --long] [--write]
+    python -m benchmarks [kernel overhead poller recovery isolation spool streams outage] [--quick | --long] [--write]
 
 The exit code is 0 when every promise holds, 1 when one doesn't, 2 when the command line can't be understood.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks import isolation, kernel, outage, poller, recovery, spool, streams
+from benchmarks import isolation, kernel, outage, overhead, poller, recovery, spool, streams
 from benchmarks.report import (
     Promise,
     Result,
@@ -80,6 +80,7 @@ def run_kernel(*, quick: bool = False) -> Result:
 #: In the order in which they run.
 SUITES: dict[str, Callable[..., Result]] = {
     "kernel": run_kernel,
+    "overhead": overhead.main,
     "poller": poller.main,
     "recovery": recovery.main,
     "isolation": isolation.main,
