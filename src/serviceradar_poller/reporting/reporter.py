@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from serviceradar_poller.env import Env
 from serviceradar_poller.errors import SpoolWriteError
-from serviceradar_poller.logic.calls import plan_calls
+from serviceradar_poller.logic.calls import first_agent, plan_calls
 from serviceradar_poller.logic.reports import Cut
 from serviceradar_poller.logic.schedule import Timetable
 from serviceradar_poller.otp import Actor, ExitReason, Timer
@@ -190,7 +190,8 @@ class CoreReporter(Actor[Message]):
             calls=tuple(map(encode_call, calls)),
             positions=tuple((*position.check, position.sequence) for position in cut.positions),
         )
-        self._state.newest = tuple(status for status in cut.statuses if status.source != SOURCE_RESULTS)
+        # Not the rest of them: until the next cut they would stand in memory beside their successors.
+        self._state.newest = first_agent([status for status in cut.statuses if status.source != SOURCE_RESULTS])
         self._state.newest_timestamp = timestamp
         self._state.sealer.put(report, tick_s=tick_s)
 

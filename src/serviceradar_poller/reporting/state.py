@@ -42,7 +42,7 @@ class ReportingState:
         connected_once: Core has accepted anything since the start.
         accepted_s: Monotonic seconds of the last acceptance.
         cycle_s: Monotonic seconds at which the last cycle's report was cut.
-        newest: Statuses of the newest cut, result sets apart, and its unix seconds: what a registering stream shows.
+        newest: What a registering stream shows of the newest cut, and the cut's unix seconds.
     """
 
     inbox: OutcomeInbox
