@@ -104,7 +104,9 @@ class BrokenWriter:
         self, *, fresh: int, positions: tuple[tuple[str, str, str], ...] = (), status_count: int | None = None
     ) -> int:
         await self._store.step()
-        return await self._writer.seal(fresh=fresh, positions=positions, status_count=status_count)
+        report_id = await self._writer.seal(fresh=fresh, positions=positions, status_count=status_count)
+        await asyncio.sleep(self._store.step_s)  # sealed, and who asked does not know it yet
+        return report_id
 
     async def abandon(self) -> None:
         await self._writer.abandon()
@@ -269,8 +271,14 @@ def test_a_crash_or_a_stop_at_any_moment_leaves_nothing(victim: str, after_s: fl
                 return
             path = f"{AGENTS_PATH}/a/pull-1/stages/merge" if victim == "pipeline" else victim
             tree.crash(path, RuntimeError("by the test"))  # where it runs at this moment
-            await until(lambda: any(whole(stream) == items() for stream in site.large()), within_s=60.0)
+            accounts = poller.reporting.sealer.accounts
+            until_s = now_s() + 60.0
+            while not any(whole(stream) == items() for stream in site.large()):
+                assert accounts().balanced, accounts()
+                assert now_s() < until_s
+                await asyncio.sleep(0.003)
             await asyncio.sleep(2.0)
+            assert accounts().balanced
             assert site.store.stats().writing_bytes == 0
             assert all(whole(stream) == items() for stream in site.large())
 

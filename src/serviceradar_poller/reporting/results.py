@@ -68,19 +68,7 @@ class StoredResults:
 
     async def begin(self, check: CheckId, status: ServiceStatus) -> StoredResult:
         """Begin a result as soon as there is a place; SpoolWriteError where the store can't take it."""
-        self.waits_total += self._places.locked()
-        await self._places.acquire()
-        self.writing += 1
-        timestamp = int(self._env.clock.wall())
-        meta = NewReport(kind=ReportKind.RESULT.value, timestamp=timestamp, change=False, fresh=1, calls=())
-        beginning = self.own(self.store.begin_result(meta))
-        try:
-            await asyncio.wait({beginning})
-            writer = beginning.result()
-        except BaseException:
-            self.own(self._take_back(beginning))
-            raise
-        head = self._head()
+        head, timestamp = self._head(), int(self._env.clock.wall())
         envelope = PollerStatusChunk(
             poller_id=head.poller_id,
             agent_id=status.agent_id,
@@ -89,6 +77,17 @@ class StoredResults:
             source_ip=head.source_ip,
             kv_store_id=head.kv_store_id,
         )
+        self.waits_total += self._places.locked()
+        await self._places.acquire()
+        self.writing += 1
+        meta = NewReport(kind=ReportKind.RESULT.value, timestamp=timestamp, change=False, fresh=1, calls=())
+        beginning = self.own(self.store.begin_result(meta))
+        try:
+            await asyncio.wait({beginning})
+            writer = beginning.result()
+        except BaseException:
+            self.own(self._take_back(beginning))
+            raise
         return StoredResult(self, writer, check, status, envelope)
 
     def check_room(self, size: int, part_bytes: int) -> None:
@@ -164,9 +163,7 @@ class StoredResult:
         """Write the rest and make the result a report."""
         assert self._slice
         await self._write(is_final=True)
-        positions = ((*self._check, sequence),) if sequence else ()
-        await self._run(self._results.sealer.seal_result(self._writer, positions=positions))
-        self._results.stored_total += 1
+        await self._run(self._seal(((*self._check, sequence),) if sequence else ()))
         await self.abandon()  # which only gives the place back
 
     async def abandon(self) -> None:
@@ -174,6 +171,10 @@ class StoredResult:
         if self._leaving is None:
             self._leaving = self._results.own(self._leave())
         await asyncio.wait({self._leaving})
+
+    async def _seal(self, positions: tuple[tuple[str, str, str], ...]) -> None:
+        await self._results.sealer.seal_result(self._writer, positions=positions)
+        self._results.stored_total += 1
 
     async def _write(self, *, is_final: bool) -> None:
         chunk = replace(
