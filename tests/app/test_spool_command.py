@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from serviceradar_poller.cli import main
+from serviceradar_poller.env import SystemClock
 from serviceradar_poller.reporting.spool import NewCall, NewReport, SpoolSettings
 from serviceradar_poller.reporting.spool.engine import Engine
 from serviceradar_poller.reporting.spool.files import DATABASE, FOLDER
@@ -54,6 +55,24 @@ def test_list_is_the_default_and_has_every_report(state_dir: Path, capsys: pytes
     assert "2023-11-14T22:13:20Z" in lines[1]
     assert lines[3].endswith("set aside: INVALID_ARGUMENT")
     assert lines[-1].startswith("2 reports wait with 2 statuses")
+
+
+def test_list_says_how_fast_it_grows_and_how_long_the_disk_lasts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From what was sealed in the last ten minutes; of an old spool nothing is said."""
+    now_s = SystemClock().wall()
+    times = [now_s - 400.0, now_s - 300.0, now_s - 200.0, now_s - 100.0]
+    engine = Engine(SpoolSettings(directory=tmp_path), wall=lambda: times.pop(0), monotonic=lambda: 0.0)
+    engine.open()
+    for _ in range(4):
+        call = NewCall(kind="unary", parts=(b"x" * 100_000,), status_count=1)
+        engine.seal(NewReport(kind="cycle", timestamp=int(now_s), change=False, fresh=1, calls=(call,)))
+    engine.close()
+    assert main(["spool", str(tmp_path)]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    per_h = int(last.split()[0].replace(",", ""))
+    assert 2_600_000 < per_h <= 2_700_000 and "the disk has" in last
 
 
 @pytest.mark.parametrize("report_id", [1, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,8 @@ from serviceradar_poller.wire.messages import ServiceStatus
 
 #: Statuses that ``show`` prints of one report.
 STATUSES_SHOWN_MAX = 200
+#: Reports sealed within this time say how fast it grows.
+GROWTH_S = 600.0
 ACTIONS = ("list", "show", "verify", "drop")
 
 
@@ -48,6 +51,9 @@ def _list(directory: Path, out: TextIO) -> int:
     with look(directory) as inspection:
         print(f"{'ID':>8}  {'TIME':20}  {'KIND':9}  {'STATUSES':>8}  {'BYTES':>12}  {'TRIES':>5}  NOTE", file=out)
         waiting = aside = fresh = size = 0
+        now_s = SystemClock().wall()
+        first_s = now_s
+        added = 0
         for row in inspection.rows():
             print(
                 f"{row.id:>8}  {_time(row.timestamp):20}  {clean(row.kind):9}  {row.fresh:>8}  {row.size:>12,}"
@@ -60,8 +66,24 @@ def _list(directory: Path, out: TextIO) -> int:
                 waiting += 1
                 fresh += row.fresh
                 size += row.size
+                if now_s - GROWTH_S <= row.sealed_wall_s <= now_s:
+                    # The first one stands at the beginning of the time, not in it.
+                    added += row.size if first_s < now_s else 0
+                    first_s = min(first_s, row.sealed_wall_s)
     print(f"{waiting} reports wait with {fresh} statuses and {size:,} bytes; {aside} are set aside", file=out)
+    if growth := _growth(directory, now_s - first_s, added):
+        print(growth, file=out)
     return 0
+
+
+def _growth(directory: Path, span_s: float, added: int) -> str:
+    """Return how fast it grows and how long the disk lasts; empty where too little was sealed lately to say."""
+    if span_s <= 0 or added <= 0:
+        return ""
+    per_h = added / span_s * 3_600
+    disk = os.statvfs(directory)
+    free = disk.f_bavail * disk.f_frsize
+    return f"{per_h:,.0f} bytes an hour were added lately; the disk has {free:,}, room for {free / per_h:,.1f} hours"
 
 
 def _show(directory: Path, ids: Sequence[int], out: TextIO) -> int:

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from serviceradar_poller.errors import SpoolError
 from serviceradar_poller.events.polling import SpoolSetAside
+from serviceradar_poller.reporting.spool.database import SEALS_TO_TRUST
 from serviceradar_poller.reporting.spool.files import DATABASE, FOLDER
 from serviceradar_poller.reporting.spool.inspect import look
 from serviceradar_poller.testing.faultfs import Fault, FaultFs
@@ -131,7 +132,8 @@ def test_every_operation_may_fail(tmp_path: Path, fault: Fault, *, sticky: bool)
         fs.heal()
         if fired and not sticky:
             assert driver.errors <= 8, "one failure costs little"
-        assert driver.seal("healed") is not None, "it works again without a restart"
+        for number in range(SEALS_TO_TRUST):
+            assert driver.seal(f"healed{number}") is not None, "it works again without a restart"
         assert driver.engine.stats().writable
         driver.engine.close()
         fs.unregister()

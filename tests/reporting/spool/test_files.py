@@ -23,6 +23,7 @@ from serviceradar_poller.events.polling import (
     SpoolWriteFailed,
 )
 from serviceradar_poller.reporting.spool import NewReport, Spool, SpoolSettings, schema
+from serviceradar_poller.reporting.spool.database import SEALS_TO_TRUST
 from serviceradar_poller.reporting.spool.engine import Engine
 from serviceradar_poller.reporting.spool.files import BAD_FILES_MAX, DATABASE, FOLDER, SpoolFiles
 from serviceradar_poller.reporting.spool.inspect import look
@@ -390,7 +391,9 @@ def test_deletes_work_on_a_full_disk_and_seals_come_back_by_themselves(tmp_path:
     assert engine.stats().reports == 5
     while engine.wants_maintenance and engine.maintain():
         pass
-    engine.seal(make_report(size=100_000))
+    for _ in range(SEALS_TO_TRUST):
+        assert not engine.stats().writable
+        engine.seal(make_report(size=100_000))
     stats = engine.stats()
     assert stats.balanced and stats.writable and disk.held == 8_000_000
     told = [type(event) for event in engine.take_events() if isinstance(event, SpoolWriteFailed | SpoolWritable)]
@@ -432,7 +435,10 @@ def test_on_a_full_disk_the_oldest_repeats_make_room(tmp_path: Path) -> None:
     assert disk.held == 8_000_000 and disk.left >= 0
     head = engine.head()
     assert head is not None and head.id == change
-    told = [event for event in engine.take_events() if isinstance(event, ReportDropped)]
+    events = engine.take_events()
+    failed = [event for event in events if isinstance(event, SpoolWriteFailed)]
+    assert 1 <= len(failed) <= 3, "not for every seal at the edge"
+    told = [event for event in events if isinstance(event, ReportDropped)]
     assert {event.reason for event in told} == {"disk_full"} and sum(event.reports for event in told) == lost
     engine.close()
     fs.unregister()
@@ -454,7 +460,8 @@ def test_a_disk_that_is_full_at_the_start_keeps_nobody_from_starting(tmp_path: P
         with pytest.raises(SpoolReadError):
             engine.head()
     disk.left = 10**7
-    assert engine.seal(make_report()) == 1
+    for number in range(SEALS_TO_TRUST):
+        assert engine.seal(make_report()) == number + 1
     told = [type(event) for event in engine.take_events()]
     assert told == [SpoolWriteFailed, SpoolRecovered, SpoolWritable]
     engine.close()

@@ -31,6 +31,8 @@ from serviceradar_poller.reporting.spool.model import PositionKey
 
 #: Free pages (4 KiB) from which on space is given back, when as much is free as is used.
 TRIM_PAGES_MIN = 2_048
+#: Seals in a row after which a disk that was full has room: at its edge they fail and succeed by turns.
+SEALS_TO_TRUST = 3
 #: What the log takes for deleting a gigabyte, with room to spare.
 DELETE_BYTES = 4 * 1024 * 1024
 #: Pages that one step gives back, some 4 MiB of copying at most, so that a seal waits for no more than that.
@@ -73,6 +75,7 @@ class Database:
         self._wal_pages = 0
         self._wants_space = False
         self._short = False
+        self._seals_missing = 0  # until a disk that was full counts as having room
         self._loaded = False
 
     # -- opening
@@ -211,13 +214,15 @@ class Database:
         self._errors += 1
         self._ledger.writable = False
         self._short = self._short or reason == faults.DISK_FULL
+        self._seals_missing = SEALS_TO_TRUST if reason == faults.DISK_FULL else 0
         if self._failed_s is None:
             self._failed_s = self._monotonic()
             self.events.append(SpoolWriteFailed(reason=reason, error=str(error)))
 
-    def note_success(self) -> None:
-        """Tell that writing works again, where it did not."""
-        if self._failed_s is not None:
+    def note_success(self, *, sealed: bool) -> None:
+        """Tell that writing works again, where it did not; a delete says nothing of a disk that was full."""
+        self._seals_missing -= sealed and self._seals_missing > 0
+        if self._failed_s is not None and not self._seals_missing:
             outage_s = self._monotonic() - self._failed_s
             self.events.append(SpoolWritable(outage_s=outage_s, errors=self._errors))
             self._failed_s = None

@@ -65,6 +65,7 @@ class Engine:
         self._ledger = Ledger(limit_bytes=settings.bytes_max)
         self._database = Database(self._files, self._ledger, wall=wall, monotonic=monotonic, vfs=vfs)
         self._busy: int | None = None
+        self._made_room = False  # for the next seal, at the cost of others
         self._moved: list[tuple[str, str, str]] = []
 
     def open(self) -> None:
@@ -204,6 +205,7 @@ class Engine:
             gone = Gone(reports=gone.reports + each.reports, fresh=gone.fresh + each.fresh)
             if not each.reports:
                 break
+        self._made_room = gone.reports > 0
         return gone
 
     def _give_way(self, missing: int) -> Gone:
@@ -396,11 +398,15 @@ class Engine:
                 value = self._attempt(action)
             except FAULTS as second:
                 self._raise(self._database.failed(second), second)
+        database = self._database
         if frees:
-            self._database.freed()
+            database.freed()
+            database.note_success(sealed=False)
+        elif self._made_room:
+            self._made_room = False  # the disk is as full as it was
         else:
-            self._database.stored()
-        self._database.note_success()
+            database.stored()
+            database.note_success(sealed=True)
         return value
 
     def _attempt(self, action: Callable[[apsw.Connection], T]) -> T:
