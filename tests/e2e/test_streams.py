@@ -147,10 +147,13 @@ def test_core_restarted_amid_the_parts_gets_all_of_them_again(site: MakeSite) ->
     made.assert_no_crash()
 
 
-def test_a_kill_while_a_result_comes_in_leaves_nothing_of_it(site: MakeSite) -> None:
-    """After kill -9 half a result is not in the spool; it is pulled again, and core gets it whole and once."""
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_a_poller_that_ends_while_a_result_comes_in_keeps_nothing_of_it(site: MakeSite, how: str) -> None:
+    """After kill -9 or a stop no half of a result is in the spool; it is pulled again, and core gets it whole, once."""
     made = _sync_site(site, 100_000, faults={"agent-0001": "stream_drip:per_minute=600"})
     eventually(lambda: made.poller.metric("results_writing") == 1, "a result is being written", timeout_s=20.0)
+    if how == "stop":
+        assert made.poller.stop() == 0
     made.poller.end()
     http_port = int(made.poller.url.rsplit(":", 1)[1])
     made.agents.clear_fault("agent-0001")

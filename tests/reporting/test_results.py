@@ -19,7 +19,7 @@ from serviceradar_poller.reporting import results
 from serviceradar_poller.reporting.outgoing import Outgoing
 from serviceradar_poller.reporting.results import StoredResults
 from serviceradar_poller.reporting.sealing import Sealer
-from serviceradar_poller.reporting.spool import MemoryStore, SpoolSettings
+from serviceradar_poller.reporting.spool import MemoryStore, Spool, SpoolSettings
 from serviceradar_poller.testing.fakes import FakeTransport, fake_env
 from serviceradar_poller.wire.codec import decode_poller_status_chunk
 from serviceradar_poller.wire.messages import PollerStatusChunk, ResultsChunk, ServiceStatus
@@ -134,5 +134,47 @@ def test_a_part_stays_below_what_core_takes() -> None:
         chunks = await stored([rng.randbytes(5_000_000)])
         assert len(chunks) == 5
         assert all(len(chunk.services[0].message) <= results.PART_BYTES for chunk in chunks)
+
+    asyncio.run(main())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("turns", range(0, 60, 3))
+def test_a_cancel_at_any_moment_leaves_nothing_on_disk(turns: int, tmp_path: Path) -> None:
+    """An asker that is cancelled amid a write on the spool's thread leaves no bytes counted, stored or in a place."""
+
+    async def main() -> None:
+        env = fake_env(FakeTransport(), [])
+        spool = await Spool.open(SpoolSettings(directory=tmp_path, reserve_bytes=0), emit=env.emit, wall=env.clock.wall)
+        try:
+            sealer = Sealer(spool, env)
+            kept = StoredResults(spool, sealer, env, head=lambda: HEAD)
+
+            async def pull() -> None:
+                writer = await kept.begin(("a", "sync:sync"), STATUS)
+                try:
+                    for _ in range(4):
+                        await writer.add(b"x" * results.PART_BYTES)
+                    await writer.seal(sequence="9")
+                finally:
+                    await writer.abandon()
+
+            task = asyncio.create_task(pull())
+            for _ in range(turns):
+                await asyncio.sleep(0.001)
+                assert sealer.accounts().balanced
+            task.cancel()
+            await asyncio.wait({task})
+            for _ in range(5_000):
+                if not kept.writing:
+                    break
+                await asyncio.sleep(0.001)
+            stats = spool.stats()
+            accounts = sealer.accounts()
+            assert stats.writing_bytes == 0
+            assert accounts.balanced and accounts.polled == stats.reports <= 1
+            assert (stats.bytes > 0) == (stats.reports == 1)
+        finally:
+            await spool.close()
 
     asyncio.run(main())
