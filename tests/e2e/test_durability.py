@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from itertools import pairwise
 from typing import Any
@@ -43,8 +44,13 @@ def test_core_away_for_60_s_loses_no_cycle(site: MakeSite) -> None:
     for _ in range(30):
         threading.Event().wait(2.0)  # the length of the outage is the subject
         assert balanced(made.poller.json("/health")["statuses"])
+    spool = made.poller.json("/health")["spool"]
+    room = spool["limit_bytes"] - spool["bytes"]
+    assert 0.5 < spool["full_in_s"] / (room / (spool["bytes"] / 60.0)) < 2.0, "the forecast of a steady backlog"
+    assert made.poller.metric("spool_full_in_seconds") < math.inf
     made.core.clear_fault()
     accounts = settled(made)
+    eventually(lambda: made.poller.json("/health")["spool"]["full_in_s"] is None, "nothing is forecast any more")
     assert balanced(accounts) and accounts["delivered"] == accounts["polled"]
     reports = [each for each in made.core.reports(begin, services=False) if each["transport"] == "unary"]
     times = [each["timestamp"] for each in reports]
