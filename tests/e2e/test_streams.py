@@ -164,7 +164,7 @@ def test_a_poller_that_ends_while_a_result_comes_in_keeps_nothing_of_it(site: Ma
         eventually(lambda: _delivered_in_full(made), "every status is delivered and accounted for", timeout_s=20.0)
         assert len(_result_parts(made)) == 1
         (recovered,) = made.poller.events("spool_recovered")
-        assert recovered["size"] < 1_000_000, "half a result was found in the spool"
+        assert recovered["size_bytes"] < 1_000_000, "half a result was found in the spool"
         made.assert_no_crash()
     finally:
         made.poller.end()
