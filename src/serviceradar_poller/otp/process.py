@@ -16,7 +16,7 @@ import asyncio
 import functools
 import math
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, NoReturn, Protocol, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 from serviceradar_poller.events import kernel as events
 from serviceradar_poller.otp.child import Child
@@ -31,6 +31,7 @@ from serviceradar_poller.otp.exits import (
     format_traceback,
     one_line,
 )
+from serviceradar_poller.otp.roles import Body, Owner
 from serviceradar_poller.otp.spec import BRUTAL_KILL, WORKER_SHUTDOWN_S, ChildSpec, KernelStart
 from serviceradar_poller.otp.stacks import stack_of
 from serviceradar_poller.otp.system import System
@@ -48,43 +49,6 @@ ENDED: Final = 2
 
 class Ignored(BaseException):
     """Raised by ``ignore``; no handler for Exception may catch it."""
-
-
-class Owner(Protocol):
-    """Who started a process; *context* is what it gives its children to start from."""
-
-    @property
-    def context(self) -> object:
-        """What `member` makes actors from."""
-        ...
-
-    def sibling(self, id: str) -> object | None:
-        """Return the handle of the live child *id*."""
-        ...
-
-    def child_ready(self, process: Process) -> None:
-        """Learn that the process left its init for work."""
-        ...
-
-    def child_ended(self, process: Process) -> None:
-        """Learn that the process and its helpers are gone."""
-        ...
-
-
-class Body(Protocol):
-    """What runs in a process where the kernel knows it: an actor's mailbox or a supervisor."""
-
-    def inject(self, error: BaseException) -> None:
-        """Raise *error* in the loop at the next message boundary."""
-        ...
-
-    def resume(self) -> Coroutine[Any, Any, None]:
-        """Return the coroutine of what comes after a rest."""
-        ...
-
-    def ended(self, reason: ExitReason) -> None:
-        """Refuse whatever still waits for an answer."""
-        ...
 
 
 class Process(Child):
