@@ -258,6 +258,11 @@ class SimulatedCore:
                 await self._die(after)
             if chunk.is_final:
                 break
+        else:
+            # A call that is broken off ends its parts as a half-close does.
+            await asyncio.sleep(0)
+            if self._server is None or context.cancelled():
+                raise asyncio.CancelledError
         if after is not None and after.kind is CoreFaultKind.NOT_RECEIVED:
             return pb.PollerStatusResponse(received=False)
         if not chunks:
