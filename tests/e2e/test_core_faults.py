@@ -31,7 +31,7 @@ CONFIG = {"reporting": {"call_timeout": "1s"}}
 #: How long core is in trouble: some cycles.
 TROUBLE_S = 5.0
 DAY_S = 86_400
-BACKLOG = 1_200
+BACKLOG = 600
 TOO_OLD = 60
 
 
