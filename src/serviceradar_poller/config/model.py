@@ -198,6 +198,13 @@ class HttpConfig:
     control: bool = False
 
 
+class TransportBackend(enum.StrEnum):
+    """What makes calls to agents and core."""
+
+    GRPCIO = "grpcio"
+    NATIVE = "native"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PollerConfig:
     """The whole configuration."""
@@ -216,6 +223,7 @@ class PollerConfig:
     kv_address: str = ""
     kv_domain: str = ""
     workers: int = 0
+    transport: TransportBackend = TransportBackend.GRPCIO
     reporting: ReportingConfig = field(default_factory=ReportingConfig)
     resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
     http: HttpConfig = field(default_factory=HttpConfig)

@@ -27,7 +27,7 @@ import grpc.aio
 
 from serviceradar_poller import __version__
 from serviceradar_poller.errors import CallError, Layer
-from serviceradar_poller.transport import failures
+from serviceradar_poller.transport import failures, grpcio_failures
 from serviceradar_poller.transport.address import Address
 from serviceradar_poller.wire.codec import EncodeError
 
@@ -249,7 +249,7 @@ class PeerChannel:
     def _failed(self, line: _Line, error: grpc.aio.AioRpcError, began_at: float, timeout_s: float) -> CallError:
         ready = line.channel.get_state() is _READY
         code: int = error.code().value[0]
-        failure = failures.from_status(
+        failure = grpcio_failures.from_status(
             code,
             error.details() or "",
             peer=self._peer,
