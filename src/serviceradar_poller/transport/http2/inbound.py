@@ -57,18 +57,18 @@ def check_first(session: Session, kind: int, flags: int, data: bytes, position: 
         raise BrokenSessionError(ErrorCode.PROTOCOL_ERROR, "not_http2", f"the peer does not speak HTTP/2: {begin!r}")
 
 
-def hollow(session: Session, count: int) -> None:
-    """Count frames that carry nothing."""
-    session._hollow += count
+def hollow(session: Session) -> None:
+    """Count a frame that carries nothing."""
+    session._hollow += 1
     if session._hollow > session.limits.hollow_frames_max:
         raise BrokenSessionError(ErrorCode.ENHANCE_YOUR_CALM, "flood", "too many frames that carry nothing")
 
 
-def _reply(session: Session, data: bytes) -> None:
+def _reply(session: Session) -> None:
+    """Count a frame that makes this side write."""
     session._replies += 1
     if session._replies > session.limits.replies_max:
         raise BrokenSessionError(ErrorCode.ENHANCE_YOUR_CALM, "flood", "too many frames that ask for an answer")
-    session._out.append(data)
 
 
 def _protocol(text: str) -> BrokenSessionError:
@@ -114,7 +114,7 @@ def _on_data(session: Session, flags: int, stream_id: int, data: bytes, begin: i
         return
     call._owed += size - (end - begin)  # padding
     if begin == end and not flags & frames.END_STREAM:
-        hollow(session, 1)
+        hollow(session)
     else:
         session._hollow = 0
     arrived = call._arrived
@@ -136,15 +136,13 @@ def _on_late_data(session: Session, stream_id: int, size: int, flags: int) -> No
     _check_opened(session, "DATA", stream_id)
     windows = session._reset_windows
     if windows is None or stream_id not in windows:
-        hollow(session, 1)
+        hollow(session)
         return
     left = windows[stream_id] - size
     if left < 0:
-        raise BrokenSessionError(
-            ErrorCode.FLOW_CONTROL_ERROR, "flow_control", "more data than the window of a reset call"
-        )
+        raise BrokenSessionError(ErrorCode.FLOW_CONTROL_ERROR, "flow_control", "more data than a reset call's window")
     if size == 0:
-        hollow(session, 1)
+        hollow(session)
     windows[stream_id] = left
     if flags & frames.END_STREAM:
         del windows[stream_id]
@@ -189,7 +187,7 @@ def _on_block(session: Session, stream_id: int, ends: bool, data: bytes) -> None
         _check_opened(session, "HEADERS", stream_id)
         if ends and session._reset_windows is not None and session._reset_windows.pop(stream_id, None) is not None:
             return
-        hollow(session, 1)
+        hollow(session)
         return
     if block.fault is not None:
         session._reset(call, block.fault)
@@ -236,13 +234,16 @@ def _status_missing(text: str) -> Outcome:
     return Outcome(cause=Cause.PROTOCOL, code=GrpcCode.UNKNOWN.value, message=text)
 
 
-def _on_ignored(session: Session, flags: int, stream_id: int, data: bytes, begin: int, end: int) -> None:
+def _on_priority(session: Session, flags: int, stream_id: int, data: bytes, begin: int, end: int) -> None:
+    """Ignore it, as RFC 9113 does, but for its form."""
     del flags, data
-    if end - begin != 5:
-        raise _size_wrong("PRIORITY", end - begin)
     if stream_id == 0:
         raise _protocol("PRIORITY on stream 0")
-    hollow(session, 1)
+    call = session._calls.get(stream_id)
+    if end - begin != 5 and call is not None:
+        session._reset(call, _fault(f"PRIORITY of {end - begin} bytes", ErrorCode.FRAME_SIZE_ERROR))
+        return
+    hollow(session)
 
 
 def _on_rst_stream(session: Session, flags: int, stream_id: int, data: bytes, begin: int, end: int) -> None:
@@ -256,7 +257,7 @@ def _on_rst_stream(session: Session, flags: int, stream_id: int, data: bytes, be
     _check_opened(session, "RST_STREAM", stream_id)
     if session._reset_windows is not None:
         session._reset_windows.pop(stream_id, None)
-    hollow(session, 1)
+    hollow(session)
 
 
 def _on_settings(session: Session, flags: int, stream_id: int, data: bytes, begin: int, end: int) -> None:
@@ -267,7 +268,7 @@ def _on_settings(session: Session, flags: int, stream_id: int, data: bytes, begi
         if size:
             raise _size_wrong("an acknowledgement of SETTINGS", size)
         if session._settings_acked:
-            hollow(session, 1)
+            hollow(session)
         else:
             session._settings_acked = True
             session._reader.table_refused()
@@ -293,16 +294,15 @@ def _on_settings(session: Session, flags: int, stream_id: int, data: bytes, begi
             session._peer_frame = value
         elif key == frames.SETTING_ENABLE_PUSH and value:
             raise BrokenSessionError(ErrorCode.PROTOCOL_ERROR, "settings", "a server that enables push")
-    _reply(session, frames.frame(frames.SETTINGS, frames.ACK, 0))
+    _reply(session)
+    session._out.append(frames.frame(frames.SETTINGS, frames.ACK, 0))
     delta = initial_window - session._initial_window
     if delta:
         session._initial_window = initial_window
         for call in session._calls.values():
             call._send_window += delta
             if call._send_window > WINDOW_MAX:
-                raise BrokenSessionError(
-                    ErrorCode.FLOW_CONTROL_ERROR, "flow_control", "SETTINGS overflow a call's window"
-                )
+                raise BrokenSessionError(ErrorCode.FLOW_CONTROL_ERROR, "flow_control", "SETTINGS overflow a window")
         _pump_all(session)
 
 
@@ -316,6 +316,7 @@ def _pump(session: Session, call: Call) -> None:
     before = call.pending_bytes
     session._pump(call)
     if call.pending_bytes != before:
+        _reply(session)  # credit byte by byte would make a frame of each
         session._touch(call)
 
 
@@ -331,11 +332,12 @@ def _on_ping(session: Session, flags: int, stream_id: int, data: bytes, begin: i
         raise _size_wrong("PING", end - begin)
     payload = data[begin:end]
     if not flags & frames.ACK:
-        _reply(session, frames.frame(frames.PING, frames.ACK, 0, payload))
+        _reply(session)
+        session._out.append(frames.frame(frames.PING, frames.ACK, 0, payload))
     elif session.ping_pending and payload == session._ping_payload():
         session.ping_pending = False
     else:
-        hollow(session, 1)
+        hollow(session)
 
 
 def _on_goaway(session: Session, flags: int, stream_id: int, data: bytes, begin: int, end: int) -> None:
@@ -349,7 +351,7 @@ def _on_goaway(session: Session, flags: int, stream_id: int, data: bytes, begin:
     chars_max = session.limits.status_text_chars_max
     text = data[begin + 8 : min(end, begin + 8 + chars_max * 4)].decode("utf-8", "replace")[:chars_max]
     if session.going_away is not None:
-        hollow(session, 1)
+        hollow(session)
         last_id = min(last_id, session.going_away.last_stream_id)
     session.going_away = GoAway(last_stream_id=last_id, code=code, text=text)
     detail = f"the peer is closing the connection: {error_name(code)}{f', {text}' if text else ''}"
@@ -374,7 +376,7 @@ def _on_window_update(session: Session, flags: int, stream_id: int, data: bytes,
     call = session._calls.get(stream_id)
     if call is None:
         _check_opened(session, "WINDOW_UPDATE", stream_id)
-        hollow(session, 1)
+        hollow(session)
         return
     if not increment:
         session._reset(call, _fault("a WINDOW_UPDATE of 0"))
@@ -390,7 +392,7 @@ def _on_window_update(session: Session, flags: int, stream_id: int, data: bytes,
 HANDLERS: Final[tuple[Callable[[Session, int, int, bytes, int, int], None], ...]] = (
     _on_data,
     _on_headers,
-    _on_ignored,
+    _on_priority,
     _on_rst_stream,
     _on_settings,
     _on_push,

@@ -54,8 +54,8 @@ class Limits:
     """Entries in one SETTINGS frame; a frame has room for 2,730 and the protocol names about ten."""
 
     replies_max: int = 1000
-    """Acks, resets and credits that wait to be taken as output. A peer that makes us answer faster than it reads
-    (PING, SETTINGS) would grow the output without an end."""
+    """Acks, and parts of requests let out by credit, that wait to be taken as output. A peer that makes us write
+    faster than it reads (PING, SETTINGS, credit byte by byte) would grow the output without an end."""
 
     hollow_frames_max: int = 1000
     """Frames in a row that carry nothing for any call (empty DATA, PRIORITY, unknown kinds, credit or resets for

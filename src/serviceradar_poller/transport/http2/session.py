@@ -256,7 +256,7 @@ class Session:
             if kind < inbound.KINDS:
                 handlers[kind](self, flags, stream_id, data, begin, end)
             else:
-                inbound.hollow(self, 1)
+                inbound.hollow(self)
             position = end
         if position < size:
             self._in = bytearray(memoryview(data)[position:])
@@ -335,14 +335,15 @@ class Session:
     def _pump(self, call: Call) -> None:
         """Let out what the windows allow of a call's request."""
         pending = call._pending
+        let_out = False
         while pending:
             room = min(self._send_window, call._send_window, self._peer_frame)
             if room <= 0:
                 if self._blocked is None:
                     self._blocked = {}
-                # Behind those that have waited longer: one large request must not starve the others.
-                self._blocked.pop(call.id, None)
-                self._blocked[call.id] = call
+                if let_out:  # behind those that wait longer: one large request must not starve the others
+                    self._blocked.pop(call.id, None)
+                self._blocked.setdefault(call.id, call)
                 return
             parts: list[bytes | memoryview] = []
             size = 0
@@ -363,6 +364,7 @@ class Session:
             call._send_window -= size
             call.pending_bytes -= size
             call.sent_all = last
+            let_out = True
         if call._ending and not call.sent_all:
             call.sent_all = True
             self._out.append(frames.frame_header(0, frames.DATA, frames.END_STREAM, call.id))
