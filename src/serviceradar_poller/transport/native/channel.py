@@ -333,6 +333,13 @@ class NativeChannel:
                     sock.close()
                     raise
                 failure = await ready
+                if failure is None and not connection.usable:
+                    # It ended in the moment in which it was ready.
+                    going_away = connection.session.going_away
+                    if going_away is not None:
+                        failure = failures.goaway(self._peer, going_away.code, going_away.text)
+                    else:
+                        failure = failures.connect_reset(self._peer, in_handshake=False)
             keep = failure is None
         except TimeoutError:
             step = attempt.step if connection is None else connection.step
