@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
+
 import pytest
 
 from serviceradar_poller.testing.http2_frames import (
@@ -261,6 +264,28 @@ def test_the_connections_credit_comes_in_halves() -> None:
     given = [int.from_bytes(one.payload, "big") for one in frames_of(session.take_output())]
     assert len(given) == 1 and given[0] >= 128 * KIB
     assert session._receive_window >= LIMITS.connection_window_bytes // 2
+
+
+def test_an_idle_session_is_small() -> None:
+    """A thousand warm, idle sessions take less than a kilobyte each."""
+
+    def used() -> Session:
+        session = warm()
+        session.open(REQUEST, timeout_s=1, message=b"m")
+        session.take_output()
+        session.receive(headers(1) + data(1, prefixed(b"r")) + trailers(1))
+        return session
+
+    used()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        sessions = [used() for _ in range(1000)]
+        gc.collect()
+        traced_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert traced_bytes / len(sessions) < KIB
 
 
 def test_an_idle_session_keeps_little() -> None:

@@ -164,6 +164,16 @@ def test_a_broken_block_ends_the_connection() -> None:
     assert broken(session, headers(1, b"\xff\xff\xff\xff\xff\xff")) == ("compression", ErrorCode.COMPRESSION_ERROR)
 
 
+@pytest.mark.parametrize("resize", [b"\x20", b"\x3f\xe1\x1f", b"\x25"])
+def test_a_block_resizes_the_table_twice_at_most(resize: bytes) -> None:
+    """RFC 7541, 4.2: a block begins with two changes of the table's size at most; each costs as much as a field."""
+    session = Session()
+    call = session.open(REQUEST, timeout_s=None, message=b"")
+    session.receive(settings() + headers(1, resize * 2 + HEADERS_OK))
+    assert call.has_headers
+    assert broken(session, headers(1, resize * 3 + TRAILERS_OK, end=True))[0] == "compression"
+
+
 def test_a_table_must_be_emptied_after_the_acknowledgement() -> None:
     """4.3.1: a peer that filled its table has to begin its next block with an update; then blocks are stateless."""
     filled = headers(1, HEADERS_OK) + headers(1, b"\x40\x0bgrpc-status\x010", end=True)

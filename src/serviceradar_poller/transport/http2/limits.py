@@ -26,8 +26,8 @@ class Limits:
 
     stream_window_bytes: int = 256 * 1024
     """Advertised as INITIAL_WINDOW_SIZE: what a peer may send on one call before its reader asks. It bounds the
-    memory of a call nobody reads, and a stream's rate to one window a round trip: 50 MB take 0.2 s of round trips
-    at 1 ms, and 4 s at 20 ms."""
+    memory of a call nobody reads (about sevenfold when all its messages have two bytes), and a stream's rate to one
+    window a round trip: 50 MB take 0.2 s of round trips at 1 ms, and 4 s at 20 ms."""
 
     connection_window_bytes: int = 1024 * 1024
     """Receive window of the connection: given back as bytes arrive, so it never limits memory; it only has to be

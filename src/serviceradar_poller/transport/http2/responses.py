@@ -31,6 +31,9 @@ BLOCK_BYTES_KEPT_MAX: Final = 512
 
 #: A field name of HTTP/2 is a token without capital letters. [RFC 9113, 8.2.1; RFC 9110, 5.6.2]
 _NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
+#: More changes of the table's size than a block may begin with: two. Each is a byte, and as costly as a field.
+#: [RFC 7541, 4.2 and 6.3]
+_RESIZES: Final = re.compile(rb"(?:[\x20-\x3e]|\x3f[\x80-\xff]*[\x00-\x7f]){3}", re.DOTALL)
 _UNWANTED_IN_VALUE: Final = re.compile(rb"[\x00\r\n]")
 #: Fields of HTTP/1 connections make an answer malformed. [RFC 9113, 8.2.2]
 _OF_CONNECTION: Final = frozenset(
@@ -98,6 +101,8 @@ class BlockReader:
         Raises:
             BrokenSessionError: It can't be decoded, and the meaning of later blocks is lost with it.
         """
+        if _RESIZES.match(block):
+            raise BrokenSessionError(ErrorCode.COMPRESSION_ERROR, "compression", "too many changes of the table's size")
         decoder = _decoder(self._limits) if self._stateless else self._decoder
         if decoder is None:
             decoder = self._decoder = Decoder(max_header_list_size=self._limits.header_list_bytes_max)
