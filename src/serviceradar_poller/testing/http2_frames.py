@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from serviceradar_poller.transport.http2 import Limits, RequestHeaders, Session
+from serviceradar_poller.transport.http2 import Call, Limits, RequestHeaders, Session
 from serviceradar_poller.transport.http2.frames import (
     ACK,
     DATA,
@@ -20,6 +20,7 @@ from serviceradar_poller.transport.http2.frames import (
     RST_STREAM,
     SETTINGS,
     WINDOW_UPDATE,
+    ErrorCode,
     unpack_header,
 )
 
@@ -146,3 +147,32 @@ def frames_of(output: bytes) -> list[Frame]:
         assert position <= len(output), "the output ends within a frame"
         found.append(Frame(kind, flags, stream_id, output[begin:position]))
     return found
+
+
+def opened(session: Session, *, streaming: bool = False) -> Call:
+    """Open a call with an empty request, its output taken."""
+    call = session.open(REQUEST, timeout_s=None, message=b"", streaming=streaming)
+    session.take_output()
+    return call
+
+
+def broken(session: Session, sent: bytes) -> tuple[str, ErrorCode]:
+    """Feed what ends the session; return its error's reason and code, having checked that its GOAWAY repeats it."""
+    active = list(session._calls.values())
+    touched = session.receive(sent)
+    error = session.error
+    assert error is not None and error.http2_code is not None
+    assert set(active) <= set(touched)
+    assert all(call.outcome is not None for call in active)
+    last = frames_of(session.take_output())[-1]
+    assert last.kind == GOAWAY and last.payload[:8] == bytes(4) + error.http2_code.to_bytes(4, "big")
+    assert session.room == 0 and session.active == 0
+    assert session.receive(answer(1)) == [] and session.take_output() == b""
+    return error.reason, ErrorCode(error.http2_code)
+
+
+def reset_code(session: Session, stream_id: int) -> ErrorCode:
+    """Return the code of the one RST_STREAM in the output."""
+    (found,) = [one for one in frames_of(session.take_output()) if one.kind == RST_STREAM]
+    assert found.stream_id == stream_id
+    return ErrorCode(int.from_bytes(found.payload, "big"))
