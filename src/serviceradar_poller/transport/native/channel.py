@@ -303,8 +303,8 @@ class NativeChannel:
         if isinstance(outcome, CallError):
             raise failures.again(outcome)
         if self._connection is None and not self._closed:
-            # It was lost before this call could use it; another attempt is for another call.
-            raise failures.again(outcome.failure) if outcome.failure else failures.lost(self._peer, "closing at once")
+            # Another attempt is for another call.
+            raise self._ended_at_once(outcome)
 
     def _begin_attempt(self, loop: asyncio.AbstractEventLoop) -> _Attempt:
         self.opened += 1
@@ -334,12 +334,7 @@ class NativeChannel:
                     raise
                 failure = await ready
                 if failure is None and not connection.usable:
-                    # It ended in the moment in which it was ready.
-                    going_away = connection.session.going_away
-                    if going_away is not None:
-                        failure = failures.goaway(self._peer, going_away.code, going_away.text)
-                    else:
-                        failure = failures.connect_reset(self._peer, in_handshake=False)
+                    failure = self._ended_at_once(connection)
             keep = failure is None
         except TimeoutError:
             step = attempt.step if connection is None else connection.step
@@ -362,6 +357,13 @@ class NativeChannel:
         else:
             connection.close()  # another attempt was faster
         return connection
+
+    def _ended_at_once(self, connection: Connection) -> CallError:
+        """Say what became of a connection that was lost in the moment in which it was ready."""
+        going_away = connection.session.going_away
+        if going_away is not None:
+            return failures.goaway(self._peer, going_away.code, going_away.text)
+        return failures.connect_reset(self._peer, in_handshake=False)
 
     async def _turn(self, deadline: float, timeout_s: float, stops: tuple[asyncio.Future[None], ...]) -> bool:
         """Wait for a free stream; False when the connection that had none is gone. Raises CallError."""
