@@ -402,6 +402,41 @@ def test_streams_are_waited_for_in_order(go: Callable[..., Answers]) -> None:
     go(program)
 
 
+def test_more_streams_are_used_at_once(go: Callable[..., Answers]) -> None:
+    """When the peer allows more streams, calls that wait for one begin, though none has ended."""
+
+    async def program(channel: NativeChannel, loop: WireLoop) -> None:
+        await channel.unary(ECHO, b"", 5.0)
+        wire = loop.wires[0]
+        wire.send_raw(frame(4, (3).to_bytes(2, "big") + (0).to_bytes(4, "big")))
+        await asyncio.sleep(0.1)
+        async with asyncio.TaskGroup() as group:
+            calls = [group.create_task(channel.unary(ECHO, b"%d" % index, 50.0)) for index in range(5)]
+            await asyncio.sleep(1.0)
+            assert not any(call.done() for call in calls)
+            wire.send_raw(frame(4, (3).to_bytes(2, "big") + (2).to_bytes(4, "big")))
+            await asyncio.sleep(1.0)
+            assert [call.result() for call in calls] == [b"%d" % index for index in range(5)]
+        assert channel.opened == 1
+        assert wire.http2._last_id == 2 * 6 - 1
+
+    go(program)
+
+
+def test_ids_used_up(go: Callable[..., Answers], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection whose stream ids come to an end makes place for another, before they do."""
+    monkeypatch.setattr(module, "CALL_ID_MAX", 9)
+
+    async def program(channel: NativeChannel, loop: WireLoop) -> None:
+        for index in range(12):
+            assert await channel.unary(ECHO, b"%d" % index, 5.0) == b"%d" % index
+        assert channel.opened == 3
+        assert [wire.http2._last_id for wire in loop.wires] == [9, 9, 3]
+        assert [wire.lost for wire in loop.wires] == [True, True, False]
+
+    go(program)
+
+
 def test_waiting_calls_move_to_the_next_connection(go: Callable[..., Answers]) -> None:
     """Calls that wait for a stream of a connection that breaks begin on the next one."""
 

@@ -198,8 +198,8 @@ def test_the_attempt_has_a_limit_of_its_own(
     asyncio.run(main())
 
 
-def test_a_call_that_runs_out_of_time_says_what_it_waited_for(native: NativeTransport) -> None:
-    """Name, TCP and settings are told apart also when it is the call's own time that was too short."""
+def test_a_call_that_runs_out_of_time_says_what_it_waited_for(native: NativeTransport, pki: Path, block: Block) -> None:
+    """Name, TCP, TLS and settings are told apart also when it is the call's own time that was too short."""
 
     async def main() -> None:
         slow = NativeTransport(clock=SystemClock(), resolver=SlowNames()).channel("agent:1", None)
@@ -211,6 +211,20 @@ def test_a_call_that_runs_out_of_time_says_what_it_waited_for(native: NativeTran
             error = await failure(channel.unary(STATUS, b"", 0.02))
             assert (error.layer, error.code) == (Layer.TCP, GrpcCode.DEADLINE_EXCEEDED)
             assert "no answer to the TCP connect within 0.02 s" in error.detail
+            await channel.close()
+        async with tcp_peer(silence) as address:
+            channel = native.channel(address, block())
+            error = await failure(channel.unary(STATUS, b"", 0.02))
+            assert (error.layer, error.reason) == (Layer.TCP, "connect_timeout")
+            assert "does not answer the TLS handshake within 0.02 s" in error.detail
+            await channel.close()
+        context = server_context(pki)
+        context.set_alpn_protocols(["h2"])
+        async with tcp_peer(silence, context) as address:
+            channel = native.channel(address, block())
+            error = await failure(channel.unary(STATUS, b"", 0.2))
+            assert (error.layer, error.reason) == (Layer.HTTP2, "connect_timeout")
+            assert "sends no HTTP/2 settings" in error.detail
             await channel.close()
 
     asyncio.run(main())

@@ -24,8 +24,9 @@ from serviceradar_poller.transport import failures
 from serviceradar_poller.transport.address import Address
 from serviceradar_poller.transport.failures import ConnectStep
 from serviceradar_poller.transport.http2 import RequestHeaders
-from serviceradar_poller.transport.native.connection import Connection, Exchange
+from serviceradar_poller.transport.native.connection import Connection
 from serviceradar_poller.transport.native.dial import dial
+from serviceradar_poller.transport.native.exchange import Exchange
 from serviceradar_poller.transport.native.outcomes import failure_of
 from serviceradar_poller.transport.native.stream import NativeStream
 from serviceradar_poller.transport.native.tls import TlsClient, TlsError
@@ -53,20 +54,27 @@ class _Attempt:
 
     Attributes:
         task: Gives the connection, or why there is none.
-        step: What it waits for.
+        connection: From the connected socket on.
         doubted: A call ran out of time while it waited.
     """
 
-    __slots__ = ("began_at", "doubted", "step", "task")
+    __slots__ = ("_step", "began_at", "connection", "doubted", "task")
 
     def __init__(self, began_at: float) -> None:
         self.began_at = began_at
-        self.step = ConnectStep.TCP
+        self._step = ConnectStep.TCP
+        self.connection: Connection | None = None
         self.doubted = False
         self.task: asyncio.Task[Connection | CallError] | None = None
 
+    @property
+    def step(self) -> ConnectStep:
+        """What it waits for."""
+        return self.connection.step if self.connection is not None else self._step
+
     def at(self, step: ConnectStep) -> None:
-        self.step = step
+        """Note the next step before there is a connection."""
+        self._step = step
 
 
 class NativeChannel:
@@ -324,7 +332,7 @@ class NativeChannel:
                     self._address.host, self._address.port, peer=self._peer, resolver=self._resolver, at=attempt.at
                 )
                 connection = Connection(peer=self._peer, tls=tls, buffer=self._buffer, on_change=self._changed)
-                attempt.at(connection.step)
+                attempt.connection = connection
                 ready = connection.ready
                 assert ready is not None
                 try:
@@ -337,8 +345,7 @@ class NativeChannel:
                     failure = self._ended_at_once(connection)
             keep = failure is None
         except TimeoutError:
-            step = attempt.step if connection is None else connection.step
-            failure = failures.connect_timeout(self._peer, step, GrpcCode.UNAVAILABLE)
+            failure = failures.connect_timeout(self._peer, attempt.step, GrpcCode.UNAVAILABLE)
         except TlsError as error:
             failure = failures.tls(self._peer, str(error))
         except CallError as error:
@@ -372,6 +379,8 @@ class NativeChannel:
             raise failures.no_stream(self._peer, WAITING_MAX)
         began_at = loop.time()
         connection = self._connection
+        assert connection is not None
+        connection.crowded = True
         turn: asyncio.Future[bool] = loop.create_future()
         self._waiting.append(turn)
         waited: set[asyncio.Future[Any]] = {turn, *stops}
@@ -390,7 +399,7 @@ class NativeChannel:
         if turn.cancelled():
             if stops and stops[0].done():
                 return False
-            if connection is not None and connection.heard_at <= began_at:
+            if connection.heard_at <= began_at:
                 self._drop(connection)
             raise failures.deadline(self._peer, timeout_s)
         self._granted -= turn.result()
@@ -409,6 +418,7 @@ class NativeChannel:
         while self._waiting and connection.room > self._granted:
             self._granted += 1
             self._waiting.popleft().set_result(True)
+        connection.crowded = bool(self._waiting)
 
     def _drop(self, connection: Connection) -> None:
         """Take no more calls on it, and close it when the last has ended."""

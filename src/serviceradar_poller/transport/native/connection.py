@@ -18,6 +18,7 @@ from serviceradar_poller.transport import failures
 from serviceradar_poller.transport.failures import ConnectStep
 from serviceradar_poller.transport.http2 import Call, RequestHeaders, Session
 from serviceradar_poller.transport.native.dial import connect_failure
+from serviceradar_poller.transport.native.exchange import Exchange
 from serviceradar_poller.transport.native.tls import RECORD_BYTES_MAX, TlsClient, TlsError
 
 #: Go servers send GOAWAY too_many_pings to clients that ping more often than every 120 s.
@@ -25,46 +26,10 @@ KEEPALIVE_TIME_S = 120.0
 KEEPALIVE_TIMEOUT_S = 20.0
 #: What may wait for the socket, encrypted; more stays with the session until the socket takes it.
 WRITE_BUFFER_BYTES_MAX: Final = 64 * 1024
+#: A connection that has come so far takes no new calls: stream ids end at 2**31.
+CALL_ID_MAX = 2**30
 #: What one read takes from the socket, for all connections of a loop together.
 READ_BUFFER_BYTES: Final = 64 * 1024
-
-
-class Exchange:
-    """
-    One call on a connection and who waits for it.
-
-    Attributes:
-        failure: Why it ended, where that was not the peer's doing; the call's outcome tells the rest.
-        waiter: What the caller awaits; set when something happened.
-        each: Whether every message matters to the caller, not only the end.
-    """
-
-    __slots__ = ("began_at", "call", "deadline", "each", "failure", "timeout_s", "waiter")
-
-    def __init__(self, call: Call, waiter: asyncio.Future[None], began_at: float, deadline: float) -> None:
-        self.call = call
-        self.waiter = waiter
-        self.began_at = began_at
-        self.deadline = deadline
-        self.timeout_s = deadline - began_at
-        self.each = False
-        self.failure: CallError | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more will happen; messages may still be taken."""
-        return self.failure is not None or self.call.outcome is not None
-
-    def wake(self) -> None:
-        """Let the caller look."""
-        if not self.waiter.done():
-            self.waiter.set_result(None)
-
-    def fail(self, failure: CallError) -> None:
-        """End it on this side."""
-        if self.failure is None:
-            self.failure = failure
-        self.wake()
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -81,6 +46,7 @@ class Connection(asyncio.BufferedProtocol):
         heard_at: When bytes last arrived, by the loop's clock.
         failure: Why it ended; None while it is up.
         closing: It takes no more calls.
+        crowded: Calls wait for room; set by the channel, which then wants to know of everything that is received.
     """
 
     __slots__ = (
@@ -98,8 +64,10 @@ class Connection(asyncio.BufferedProtocol):
         "_tls",
         "_transport",
         "_unsent",
+        "_used_up",
         "closing",
         "connected_at",
+        "crowded",
         "exchanges",
         "failure",
         "heard_at",
@@ -129,6 +97,8 @@ class Connection(asyncio.BufferedProtocol):
         self.ready: asyncio.Future[CallError | None] | None = self._loop.create_future()
         self.failure: CallError | None = None
         self.closing = False
+        self.crowded = False
+        self._used_up = False
         self.heard_at = self.connected_at = self._loop.time()
 
     # what the channel uses
@@ -141,7 +111,8 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def usable(self) -> bool:
         """Whether calls may begin, now or when others have ended."""
-        return not self.closing and self.session.going_away is None and self.session.error is None
+        session = self.session
+        return not self.closing and not self._used_up and session.going_away is None and session.error is None
 
     @property
     def peer_certificate(self) -> bytes | None:
@@ -177,6 +148,8 @@ class Connection(asyncio.BufferedProtocol):
         exchange.each = each or message is None
         if not self.exchanges:
             self._active_since = now
+        if call.id >= CALL_ID_MAX:
+            self._used_up = True
         self.exchanges[call.id] = exchange
         due = min(deadline, now + KEEPALIVE_TIME_S)
         if due < self._timer_at:
@@ -277,7 +250,7 @@ class Connection(asyncio.BufferedProtocol):
             if session.error is not None:
                 self._session_broke()
                 return
-            if ended or session.going_away is not None:
+            if ended or self.crowded or session.going_away is not None:
                 self._on_change(self)
         ready = self.ready
         if ready is not None and session.ready:

@@ -11,7 +11,8 @@ from serviceradar_poller.transport import failures
 
 if TYPE_CHECKING:
     from serviceradar_poller.transport.native.channel import NativeChannel
-    from serviceradar_poller.transport.native.connection import Connection, Exchange
+    from serviceradar_poller.transport.native.connection import Connection
+    from serviceradar_poller.transport.native.exchange import Exchange
 
 
 class NativeStream:
