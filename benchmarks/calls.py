@@ -93,9 +93,7 @@ async def _measure(settings: dict[str, Any]) -> dict[str, float]:
             ca_file=str(folder / "root.pem"),
         ),
     )
-    transport = new_transport(
-        TransportBackend(settings["backend"]), clock=SystemClock(), resolver=SystemResolver()
-    )
+    transport = new_transport(TransportBackend(settings["backend"]), clock=SystemClock(), resolver=SystemResolver())
     channels: list[Channel] = [
         transport.agent(f"127.0.0.1:{port}", block)._channel  # type: ignore[attr-defined]
         for port in settings["ports"]
