@@ -1,7 +1,7 @@
 """
 Run the benchmarks one after the other, print what they found, and keep it.
 
-    python -m benchmarks [kernel poller recovery isolation] [--quick] [--write]
+    python -m benchmarks [kernel overhead poller recovery isolation spool streams outage] [--quick | --long] [--write]
 
 The exit code is 0 when every promise holds, 1 when one doesn't, 2 when the command line can't be understood.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks import isolation, kernel, poller, recovery
+from benchmarks import isolation, kernel, outage, overhead, poller, recovery, spool, streams
 from benchmarks.report import (
     Promise,
     Result,
@@ -80,9 +80,13 @@ def run_kernel(*, quick: bool = False) -> Result:
 #: In the order in which they run.
 SUITES: dict[str, Callable[..., Result]] = {
     "kernel": run_kernel,
+    "overhead": overhead.main,
     "poller": poller.main,
     "recovery": recovery.main,
     "isolation": isolation.main,
+    "spool": spool.main,
+    "streams": streams.main,
+    "outage": outage.main,
 }
 
 
@@ -98,7 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in args.names or SUITES:
         began_s = time.monotonic()
         print(f"-- {name}", file=sys.stderr, flush=True)
-        result = SUITES[name](quick=args.quick)
+        # The only suite whose subject is time.
+        options = {"long": True} if args.long and name == "outage" else {}
+        result = SUITES[name](quick=args.quick, **options)
         results.append(dataclasses.replace(result, took_s=time.monotonic() - began_s))
         for table in result.tables:
             print(as_text(table), end="\n\n", flush=True)
@@ -148,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick", action="store_true", help="small and short: shows that the benchmarks themselves run"
     )
+    parser.add_argument("--long", action="store_true", help="let core be away for ten minutes instead of two")
     parser.add_argument(
         "--write", action="store_true", help="write the results into benchmarks/README.md, and keep them"
     )

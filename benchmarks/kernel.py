@@ -64,6 +64,12 @@ class Echo(Actor[str]):
         return message
 
 
+class Resting(Echo):
+    """Has no task while it has nothing to do."""
+
+    rests = True
+
+
 def rss_bytes() -> int:
     """Return the resident memory of this process."""
     with open("/proc/self/statm") as file:
@@ -104,14 +110,19 @@ def in_fresh_process(who: str) -> Idle:
     return Idle(**json.loads(out.stdout))
 
 
-async def start_kernel() -> Callable[[], Awaitable[Any]]:
+async def start_resting() -> Callable[[], Awaitable[Any]]:
+    """Start the population of actors that rest."""
+    return await start_kernel(Resting)
+
+
+async def start_kernel(kind: type[Echo] = Echo) -> Callable[[], Awaitable[Any]]:
     """Start the population under a dynamic supervisor."""
     spec = dynamic_supervisor("pool", intensity=1, period_s=5.0, max_children=CHILDREN)
     tree = await start_tree(spec, System(emit=lambda event: None))
     sup = tree.system.whereis("pool")
     assert isinstance(sup, SupervisorRef)
     for n in range(CHILDREN):
-        await sup.start_child(actor(f"child-{n}", Echo, restart=Restart.TRANSIENT))
+        await sup.start_child(actor(f"child-{n}", kind, restart=Restart.TRANSIENT))
     return tree.stop
 
 
@@ -137,7 +148,11 @@ async def start_plain() -> Callable[[], Awaitable[Any]]:
     return stop
 
 
-STARTS = {"plain": start_plain, "kernel": start_kernel}
+STARTS: dict[str, Callable[[], Awaitable[Callable[[], Awaitable[Any]]]]] = {
+    "plain": start_plain,
+    "kernel": start_kernel,
+    "resting": start_resting,
+}
 
 
 async def crash_kernel() -> list[float]:
@@ -259,12 +274,13 @@ def main() -> list[Figure]:
         "kernel": statistics.median(asyncio.run(call_kernel()) for _ in range(ROUNDS)),
     }
 
-    def of_idle(name: str, unit: str, pick: Callable[[Idle], float]) -> Figure:
-        kernel, plain = (statistics.median(map(pick, idle[who])) for who in ("kernel", "plain"))
+    def of_idle(name: str, unit: str, pick: Callable[[Idle], float], who: str = "kernel") -> Figure:
+        kernel, plain = (statistics.median(map(pick, idle[each])) for each in (who, "plain"))
         return Figure(name=name, unit=unit, kernel=kernel, plain=plain)
 
     figures = [
         of_idle("idle child, RSS", "bytes", lambda one: one.bytes_each),
+        of_idle("idle child that rests, RSS", "bytes", lambda one: one.bytes_each, "resting"),
         of_idle(f"start of {CHILDREN}", "s", lambda one: one.start_s),
         of_idle(f"stop of {CHILDREN}", "s", lambda one: one.stop_s),
         of_idle(f"CPU of {CHILDREN} idle", "% of a core", lambda one: one.idle_cpu_percent),

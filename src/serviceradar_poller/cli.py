@@ -76,6 +76,16 @@ def _parser(*, wants_lab: bool) -> argparse.ArgumentParser:
     demo.add_argument("--seconds", type=float, default=0.0, help="end after so long (default: 30 without a terminal)")
     demo.set_defaults(func=_demo)
 
+    spool = commands.add_parser("spool", help="reports that wait for core: list, show, verify, drop")
+    spool.add_argument("state_dir", metavar="STATE_DIR", type=Path)
+    spool.set_defaults(func=_spool, action="list", ids=[])
+    actions = spool.add_subparsers(metavar="ACTION", dest="action")
+    actions.add_parser("list", help="all of them (the default)")
+    actions.add_parser("verify", help="read everything and say what is damaged")
+    actions.add_parser("show", help="one report and its statuses").add_argument("ids", metavar="ID", type=int, nargs=1)
+    drop = actions.add_parser("drop", help="delete reports; the poller must not run")
+    drop.add_argument("ids", metavar="ID", type=int, nargs="+")
+
     certs = commands.add_parser("certs", help="make a development PKI: CA, core, agent, poller")
     certs.add_argument("directory", metavar="DIR", type=Path)
     certs.add_argument("--name", action="append", default=[], help="a further host name or address")
@@ -130,6 +140,12 @@ def _demo(args: argparse.Namespace) -> int:
     from serviceradar_poller.app.demo import demo
 
     return demo(agents=args.agents, interval=args.interval, seconds=args.seconds)
+
+
+def _spool(args: argparse.Namespace) -> int:
+    from serviceradar_poller.app.spool_command import spool
+
+    return spool(args.state_dir, args.action or "list", args.ids, out=sys.stdout)
 
 
 def _certs(args: argparse.Namespace) -> int:

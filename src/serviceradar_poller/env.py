@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,8 +12,6 @@ from serviceradar_poller.config.model import SecurityConfig
 from serviceradar_poller.events.kernel import KernelEvent
 from serviceradar_poller.events.polling import PollingEvent
 from serviceradar_poller.wire.messages import (
-    PollerStatusChunk,
-    PollerStatusRequest,
     PollerStatusResponse,
     ResultsChunk,
     ResultsRequest,
@@ -80,12 +78,18 @@ class AgentClient(Protocol):
 class CoreClient(Protocol):
     """Core, reached lazily; the same rules as for AgentClient."""
 
-    async def report_status(self, report: PollerStatusRequest, *, timeout_s: float) -> PollerStatusResponse:
-        """Send a report in one call."""
+    async def report_status_raw(self, report: bytes, *, timeout_s: float) -> PollerStatusResponse:
+        """Send an encoded PollerStatusRequest in one call."""
         ...
 
-    async def stream_status(self, chunks: Sequence[PollerStatusChunk], *, timeout_s: float) -> PollerStatusResponse:
-        """Send a report as a stream of chunks."""
+    async def stream_status_raw(
+        self, chunks: AsyncIterable[bytes], count: int, *, timeout_s: float
+    ) -> PollerStatusResponse:
+        """
+        Send *count* encoded PollerStatusChunks as a stream, each taken when there is room for it.
+
+        A PollerError that *chunks* raises ends the call and is raised.
+        """
         ...
 
     async def close(self) -> None:
@@ -128,13 +132,10 @@ class Clock(Protocol):
 class SystemClock:
     """The machine's clock."""
 
-    def monotonic(self) -> float:
-        """Seconds that never go backwards."""
-        return time.monotonic()
-
-    def wall(self) -> float:
-        """Unix seconds."""
-        return time.time()
+    #: Seconds that never go backwards.
+    monotonic = staticmethod(time.monotonic)
+    #: Unix seconds.
+    wall = staticmethod(time.time)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -133,3 +133,28 @@ class ConfigError(PollerError):
         assert problems
         super().__init__("; ".join(str(p) for p in problems))
         self.problems = problems
+
+
+class SpoolError(PollerError):
+    """
+    The spool could not do what it was asked.
+
+    Raised as itself only by an open, when the directory can't be used at all.
+
+    Attributes:
+        reason: A short stable token for metrics and grouping: ``missing``, ``read_only``, ``locked``, ``disk_full`` …
+        detail: What happened, in words for an operator.
+    """
+
+    def __init__(self, *, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+class SpoolWriteError(SpoolError):
+    """Nothing was stored or changed, as far as this process sees; the same call may succeed later."""
+
+
+class SpoolReadError(SpoolError):
+    """What was asked for can't be read: ``gone``, ``damaged``, or the disk's own fault, which may pass."""

@@ -56,7 +56,7 @@ def test_a_sync_reaches_core_whole_and_once() -> None:
             (status,) = {status.message: status for status in _told(site, "sync")}.values()
             assert json.loads(status.message) == [{"ip": "10.0.0.1"}, {"ip": "10.0.0.2"}]
             assert (status.service_type, status.source) == ("sync", "results")
-            assert poller.reporting.positions["a", "sync:sync"] == "7"
+            assert poller.reporting.store.positions()["a", "sync:sync"] == "7"
             await asyncio.sleep(600.0)
         asked = [request for request in site.agents["a"].requests if isinstance(request, ResultsRequest)]
         assert [request.last_sequence for request in asked] == ["", "7"]

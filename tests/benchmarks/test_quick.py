@@ -18,7 +18,7 @@ from serviceradar_poller.testing.process import eventually
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
-SUITES = ("kernel", "poller", "recovery", "isolation")
+SUITES = ("kernel", "overhead", "poller", "recovery", "isolation", "spool", "streams", "outage")
 #: Marks every process that a run starts, and those that they start.
 MARK = "BENCHMARK_TEST_RUN"
 

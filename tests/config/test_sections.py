@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from serviceradar_poller.config.model import ReportMode, TransportBackend
+from serviceradar_poller.config.model import (
+    QUEUE_BYTES_IN_MEMORY,
+    QUEUE_BYTES_ON_DISK,
+    QUEUE_REPORTS_IN_MEMORY,
+    QUEUE_REPORTS_ON_DISK,
+    ReportMode,
+    TransportBackend,
+)
 from serviceradar_poller.testing.configs import build, only_problem, warned_at
 
 
@@ -55,6 +62,20 @@ def test_unknown_transport() -> None:
     assert build().config.transport is TransportBackend.GRPCIO
     problem = only_problem(transport="carrier pigeon")
     assert (problem.path, problem.accepted) == ("transport", "grpcio, native")
+
+
+def test_a_disk_holds_more_than_memory() -> None:
+    """The bounds of what waits for core depend on where it waits, unless they are given."""
+    on_disk = build(state_dir="/somewhere").config.reporting
+    assert (on_disk.queue_bytes_max, on_disk.queue_reports_max) == (QUEUE_BYTES_ON_DISK, QUEUE_REPORTS_ON_DISK)
+    in_memory = build(state_dir="").config.reporting
+    assert (in_memory.queue_bytes_max, in_memory.queue_reports_max) == (
+        QUEUE_BYTES_IN_MEMORY,
+        QUEUE_REPORTS_IN_MEMORY,
+    )
+    for state_dir in ("", "/somewhere"):
+        given = build(state_dir=state_dir, reporting={"queue_bytes": 5, "queue_reports": 6}).config.reporting
+        assert (given.queue_bytes_max, given.queue_reports_max) == (5, 6)
 
 
 def test_check_timeout_is_cut_to_the_interval() -> None:
@@ -115,3 +136,12 @@ def test_control_on_loopback_is_fine(address: str) -> None:
 def test_control_without_a_listener_is_told() -> None:
     """Control needs a listener."""
     assert warned_at(build(http={"listen_addr": "", "control": True})) == ["http.control"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "directory"),
+    [({}, "/var/lib/serviceradar"), ({"state_dir": "/srv/poller"}, "/srv/poller"), ({"state_dir": ""}, "")],
+)
+def test_the_state_directory(fields: dict[str, object], directory: str) -> None:
+    """Reports wait on disk unless an empty directory says that they wait in memory."""
+    assert build(**fields).config.state_dir == directory

@@ -197,6 +197,32 @@ def test_disappear(core: LabCore, client: Client) -> None:
     assert len(core.state()["latest"]) == 2
 
 
+def test_half_of_the_calls_is_missing(core: LabCore, client: Client) -> None:
+    """A core without streams, or without reports in one call, says UNIMPLEMENTED to these and takes the others."""
+    since = core.counts()["reports"]
+    core.set_fault("unary_only")
+    assert code_of(lambda: client.report_stream([chunk(service(), final=True)]))[0] is grpc.StatusCode.UNIMPLEMENTED
+    assert client.report(report(service())) is True
+    core.set_fault("stream_only")
+    assert code_of(lambda: client.report(report(service())))[0] is grpc.StatusCode.UNIMPLEMENTED
+    assert client.report_stream([chunk(service(), final=True)]) is True
+    core.clear_fault()
+    assert [found["transport"] for found in core.reports(since)] == ["unary", "stream"]
+
+
+def test_die(core: LabCore, client: Client) -> None:
+    """Core breaks off in the middle of a call, records nothing of it, and is back at the same port by itself."""
+    since = core.counts()["reports"]
+    for send in (
+        lambda: client.report_stream([chunk(service()), chunk(service(), final=True)]),
+        lambda: client.report(report(service())),
+    ):
+        core.set_fault("die", count=1, seconds=0.1)
+        assert code_of(send)[0] in (UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        assert client.report(report(service()), ready=True) is True
+    assert len(core.reports(since)) == 2
+
+
 def test_wait(core: LabCore, client: Client) -> None:
     """A wait ends when the status comes that it describes, and fails in time when it does not."""
     since = core.counts()["reports"]

@@ -16,6 +16,7 @@ from serviceradar_poller.logic.calls import (
     ReportHead,
     StreamCall,
     UnaryCall,
+    first_agent,
     plan_calls,
     register_call,
 )
@@ -133,6 +134,7 @@ def test_a_registering_stream_holds_each_pair_of_one_agent_once(sample: list[Ser
     assert not any(chunk.is_final for chunk in call.chunks[:-1])
     assert call.registers
     assert bool(told) == bool(sample)
+    assert call == register_call(HEAD, first_agent(sample), timestamp=3, size_of=status_size)
 
 
 def test_chunks_stay_below_what_core_takes() -> None:

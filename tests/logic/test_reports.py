@@ -269,3 +269,35 @@ class CycleMachine(RuleBasedStateMachine):
 
 TestCycleMachine = CycleMachine.TestCase
 TestCycleMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_a_current_report_comes_at_once_and_then_as_seldom_as_early_ones() -> None:
+    """What was asked for is cut at the next look, a second one only after the interval of early reports."""
+    book = _book("a")
+    book.record(_outcome("a", 0), 0.5)
+    assert book.cut(0.5) is not None
+    book.want_current(1.0)
+    assert book.next_cut_s(1.0) <= 1.0
+    cut = book.cut(1.0)
+    assert cut is not None
+    assert (cut.kind, cut.fresh, cut.change, _told(cut)) == (ReportKind.CURRENT, 0, False, {"a": True})
+    book.want_current(2.0)
+    assert book.cut(2.0) is None
+    assert book.next_cut_s(2.0) == 1.0 + EARLY_S
+    assert book.cut(1.0 + EARLY_S) is not None
+
+
+def test_any_full_report_is_current() -> None:
+    """A cycle's report does for what was asked for; a young one does where only a newer one would be missed."""
+    book = _book("a")
+    book.want_current(0.1)
+    assert book.cut(0.1) is None  # nothing is known
+    book.record(_outcome("a", 0), 0.5)
+    book.want_current(0.5)
+    cut = book.cut(0.5)
+    assert cut is not None and cut.kind is ReportKind.CYCLE
+    assert book.cut(9.0) is None
+    book.want_current(0.5 + EARLY_S - 0.1, unless_newer=True)
+    assert book.cut(0.5 + EARLY_S) is None
+    book.want_current(0.5 + EARLY_S, unless_newer=True)
+    assert book.cut(0.5 + EARLY_S) is not None

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections import Counter
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serviceradar_poller.logic.schedule import (
+    CHECKS_TOGETHER,
     EXPEDITED_COVERS_S,
     CheckPlan,
     Due,
@@ -22,6 +22,7 @@ from serviceradar_poller.logic.schedule import (
     new_schedule,
     next_due_s,
     offset_s,
+    place_of,
     running,
 )
 
@@ -82,6 +83,22 @@ def test_offsets_spread_evenly() -> None:
     tenths = Counter(int(offset_s("p", f"agent-{i}", f"c{i % 3}", 10.0)) for i in range(3000))
     assert sorted(tenths) == list(range(10))
     assert all(abs(count - 300) < 5 * math.sqrt(3000 * 0.1 * 0.9) for count in tenths.values())
+
+
+@given(st.lists(st.text(), min_size=1, max_size=100, unique=True))
+def test_the_checks_of_an_agent_share_few_places(keys: list[str]) -> None:
+    """Up to eight checks share one place; more have about one for every eight, each for the same key the same."""
+    places = Counter(place_of(key, len(keys)) for key in keys)
+    assert len(places) <= math.ceil(len(keys) / CHECKS_TOGETHER)
+    assert len(keys) > CHECKS_TOGETHER or list(places) == [""]
+    assert all(place_of(key, len(keys)) in places for key in keys)
+
+
+def test_the_checks_of_an_agent_with_many_are_spread() -> None:
+    """Of 800 checks no place has far more than its share of eight."""
+    places = Counter(place_of(f"icmp:ping-{i}", 800) for i in range(800))
+    assert len(places) == 100
+    assert max(places.values()) <= 20
 
 
 def test_names_do_not_run_into_each_other() -> None:
@@ -369,7 +386,7 @@ def test_two_checks_with_one_key_are_a_bug() -> None:
 def test_a_step_leaves_the_state_that_it_was_given() -> None:
     """Schedules are values: a step on one can be taken again from the same state, with the same result."""
     before = start(plain("a"), plain("b", offset=5))
-    keep = {key: dataclasses.replace(check) for key, check in before.checks.items()}
+    keep = dict(before.checks)
     after = [due(before, 107) for _ in range(2)]
     assert after[0] == after[1]
     expedite(before, ["b"], 107)

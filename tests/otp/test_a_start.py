@@ -344,7 +344,7 @@ def test_a10_restart_types(restart: Restart, how: str) -> None:
         journal = Journal()
         tree = await start_tree(supervisor("r", [journal.child("a", restart=restart)]), journal.system())
         if how == "kill":
-            task_of("r/a").cancel()
+            task_of(tree, "r/a").cancel()
         else:
             ref_of(tree, "r/a").cast(how)
         await settle()
@@ -382,8 +382,8 @@ def test_a11_every_end_has_its_reason() -> None:
         children.append(journal.child("actor", restart=Restart.TEMPORARY))
         tree = await start_tree(supervisor("r", children), journal.system())
         await asyncio.sleep(2)
-        task_of("r/kill").cancel()
-        task_of("r/actor").cancel()
+        task_of(tree, "r/kill").cancel()
+        task_of(tree, "r/actor").cancel()
         await settle()
         await tree.stop()
         reasons = {event.path: event.reason for event in journal.of(ChildExited)}

@@ -93,7 +93,7 @@ def test_a25_a_killed_supervisor_takes_its_children_along(how: str) -> None:
             tree = await start_tree(supervisor("r", [sub, journal.child("z")]), journal.system())
             journal.take()
             if how == "cancel":
-                task_of("r/s").cancel()
+                task_of(tree, "r/s").cancel()
             else:
                 assert tree.crash("r/s", RuntimeError("injected"))
             await settle()
@@ -126,7 +126,7 @@ def test_a26_a_second_cancel_turns_the_rest_into_kills(how: str) -> None:
             elif how == "stop_now":
                 tree.stop_now()
             else:
-                task_of("r").cancel()
+                task_of(tree, "r").cancel()
             await asyncio.wait({stopping})
             assert stopping.cancelled() == (how == "cancel")
             assert asyncio.get_running_loop().time() < 11
@@ -313,7 +313,7 @@ def test_a31_helpers_die_with_their_child(end: str) -> None:
             assert running == [2]
             assert tree.inspect().children[0].helpers == (3 if end == "helper" else 2)
             if end == "kill":
-                task_of("r/a").cancel()
+                task_of(tree, "r/a").cancel()
             elif end == "restart":
                 ref.cast(spawn_and_leave)
             elif end in ("normal", "boom"):
@@ -403,7 +403,7 @@ def test_a33_a_cancel_near_readiness_is_never_lost(who: str, seed: int | None) -
                         if task.get_name() == "r/a":
                             task.cancel()
                 else:
-                    task_of("r").cancel()
+                    task_of(tree, "r").cancel()
                 await asyncio.wait({caller})
                 if not caller.cancelled():
                     caller.exception()  # retrieved: NoProcess and StartFailed are both fair answers here

@@ -35,6 +35,7 @@ from serviceradar_poller.otp import (
     supervisor,
 )
 from serviceradar_poller.testing import simloop
+from serviceradar_poller.testing.kernel import task_of
 
 GOLDEN = Path(__file__).parents[1] / "data" / "supervisor-golden.jsonl"
 SCENARIOS: list[dict[str, Any]] = [json.loads(line) for line in GOLDEN.read_text().splitlines()]
@@ -109,12 +110,6 @@ def spec_of(child: dict[str, Any], world: World) -> ChildSpec:
     )
 
 
-def task_of(path: str) -> asyncio.Task[Any]:
-    """Find the task of a child, as only a stranger does."""
-    [task] = [task for task in asyncio.all_tasks() if task.get_name() == path]
-    return task
-
-
 async def apply(event: dict[str, Any], tree: Tree, sup: SupervisorRef, world: World) -> str | None:
     """Let *event* happen and return what the supervisor answered."""
     child = event["child"]
@@ -123,7 +118,7 @@ async def apply(event: dict[str, Any], tree: Tree, sup: SupervisorRef, world: Wo
             ref = tree.system.whereis(f"sup/{child}")
             if isinstance(ref, Ref):
                 if event["event"] == "kill":
-                    task_of(ref.path).cancel()
+                    task_of(tree, ref.path).cancel()
                 else:
                     ref.cast(event["reason"])
             return None

@@ -25,6 +25,7 @@ from serviceradar_poller.events.polling import (
     ReportDropped,
     ReportFailed,
     ReportSent,
+    ReportSetAside,
 )
 from serviceradar_poller.otp import Ref
 from serviceradar_poller.reporting.reporter import ReconnectCore
@@ -36,6 +37,11 @@ from serviceradar_poller.wire.messages import ResultsRequest, ResultsResponse, S
 INTERVAL_S = 10.0
 INTERNAL = CallError(layer=Layer.GRPC, code=GrpcCode.INTERNAL, reason="internal", detail="database failure")
 UNIMPLEMENTED = CallError(layer=Layer.GRPC, code=GrpcCode.UNIMPLEMENTED, reason="unimplemented", detail="no streams")
+
+
+EXHAUSTED = CallError(
+    layer=Layer.GRPC, code=GrpcCode.RESOURCE_EXHAUSTED, reason="resource_exhausted", detail="above the limit"
+)
 
 
 def _config(count: int = 2) -> PollerConfig:
@@ -78,7 +84,10 @@ def test_a_backlog_arrives_oldest_first_with_its_own_times() -> None:
             await asyncio.sleep(15.0)
         stamps = [timestamp for _, transport, timestamp, _ in site.core.reports if transport == "unary"]
         assert stamps == sorted(stamps)
-        gaps = {second - first for first, second in pairwise(stamps)}
+        kinds = [event.kind for event in site.of(ReportSent) if event.transport == "unary"][-len(stamps) :]
+        assert kinds == ["cycle"] * 5 + ["current", "cycle"]  # what is current, once the backlog is there
+        cycles = [stamp for stamp, kind in zip(stamps, kinds, strict=True) if kind == "cycle"]
+        gaps = {second - first for first, second in pairwise(cycles)}
         assert gaps <= {9, 10, 11}, gaps
 
     run(main())
@@ -113,6 +122,71 @@ def test_a_core_without_streams_still_gets_reports() -> None:
             await until(lambda: site.core.reports, within_s=60.0)
             assert site.core.reports[0][1] == "unary"
             assert not site.of(ReportDropped)
+
+    run(main())
+
+
+def test_a_server_that_knows_no_reports_is_no_core_and_costs_none() -> None:
+    """UNIMPLEMENTED for the one call that every core has says nothing of the report: it waits and arrives."""
+
+    async def main() -> None:
+        site = SimSite(_config())
+        async with site.running() as poller:
+            await asyncio.sleep(25.0)
+            site.core.refuse = lambda statuses: UNIMPLEMENTED
+            await asyncio.sleep(120.0)
+            assert not site.of(ReportSetAside) and not site.of(ReportDropped)
+            assert len(site.of(CoreLost)) == 1
+            site.core.refuse = lambda statuses: None
+            await until(lambda: poller.reporting.sealer.reports == 0, within_s=30.0)
+            accounts = poller.reporting.sealer.accounts()
+            assert accounts.delivered == accounts.polled
+
+    run(main())
+
+
+def test_a_status_that_core_never_takes_for_its_size_holds_nobody_up() -> None:
+    """What can't be made smaller is set aside when core takes the report behind it; the others arrive."""
+
+    async def main() -> None:
+        site = SimSite(_config())
+
+        def refuse(statuses: tuple[ServiceStatus, ...]) -> CallError | None:
+            big = any(len(status.message) > 20_000 for status in statuses)
+            return EXHAUSTED if big else None
+
+        site.core.refuse = refuse
+        async with site.running() as poller:
+            await asyncio.sleep(25.0)
+            site.agents["a0"].status = lambda request: StatusResponse(
+                available=True, message=b'{"x":"' + b"x" * 30_000 + b'"}', agent_id="a0"
+            )
+            await asyncio.sleep(15.0)
+            site.agents["a0"].status = lambda request: StatusResponse(available=True, message=b"{}", agent_id="a0")
+            await until(lambda: poller.reporting.sealer.reports == 0, within_s=300.0)
+            accounts = poller.reporting.sealer.accounts()
+            assert accounts.balanced and 0 < accounts.rejected < accounts.polled / 2
+            assert site.of(ReportSetAside)
+
+    run(main())
+
+
+def test_a_core_that_is_busy_for_a_while_loses_nothing() -> None:
+    """RESOURCE_EXHAUSTED may mean too many calls as well: reports are halved, wait, and arrive, in order."""
+
+    async def main() -> None:
+        site = SimSite(_config(5))
+        async with site.running() as poller:
+            await asyncio.sleep(25.0)
+            site.core.error = EXHAUSTED
+            await asyncio.sleep(180.0)
+            assert not site.of(ReportSetAside) and not site.of(ReportDropped)
+            site.core.error = None
+            await until(lambda: poller.reporting.sealer.reports == 0, within_s=60.0)
+            accounts = poller.reporting.sealer.accounts()
+            assert accounts.delivered == accounts.polled
+        stamps = [timestamp for _, transport, timestamp, _ in site.core.reports if transport == "unary"]
+        assert stamps == sorted(stamps)
 
     run(main())
 
@@ -158,11 +232,11 @@ def test_a_report_that_core_can_never_take_is_given_up_alone(code: GrpcCode) -> 
             await until(lambda: any(isinstance(e, ReportFailed) for e in site.events), within_s=20.0)
             poisoned = now_s()
             site.agents["a0"].status = lambda request: StatusResponse(available=True)
-            await until(lambda: site.of(ReportDropped), within_s=60.0)
-            assert [event.reason for event in site.of(ReportDropped)] == ["refused"]
-            assert poller.reporting.dropped_statuses == site.of(ReportDropped)[0].statuses
+            await until(lambda: site.of(ReportSetAside), within_s=60.0)
+            assert len(site.of(ReportSetAside)) == 1
+            assert poller.reporting.sealer.accounts().rejected == site.of(ReportSetAside)[0].statuses
             await asyncio.sleep(25.0)
-            assert len(poller.reporting.outbox) == 0
+            assert poller.reporting.sealer.reports == 0
         assert len([time_s for time_s, _, _, _ in site.core.reports if time_s > poisoned]) >= 3
 
     run(main())
@@ -180,8 +254,8 @@ def test_a_refused_giant_does_not_take_the_report_of_all_agents_along() -> None:
             available=True, message=giant if request.service_name == "ping" else b"{}"
         )
         async with site.running():
-            await until(lambda: ("a0", "ping") in site.told() and site.of(ReportDropped), within_s=60.0)
-            assert {event.statuses for event in site.of(ReportDropped)} == {1}
+            await until(lambda: ("a0", "ping") in site.told() and site.of(ReportSetAside), within_s=60.0)
+            assert {event.statuses for event in site.of(ReportSetAside)} == {1}
             assert site.told()["a1", "unit"]
 
     run(main())
@@ -260,11 +334,13 @@ def test_the_queue_is_bounded_and_drops_are_counted() -> None:
         site.core.error = REFUSED
         async with site.running() as poller:
             await asyncio.sleep(200.0)
-            assert len(poller.reporting.outbox) <= 5
-            assert {event.reason for event in site.of(ReportDropped)} == {"queue_full"}
-            assert poller.reporting.dropped_statuses == sum(event.statuses for event in site.of(ReportDropped))
+            assert poller.reporting.sealer.reports <= 5
+            assert {event.reason for event in site.of(ReportDropped)} == {"spool_full"}
+            accounts = poller.reporting.sealer.accounts()
+            assert sum(accounts.dropped.values()) == sum(event.statuses for event in site.of(ReportDropped))
+            assert accounts.balanced
             site.core.error = None
-            await until(lambda: len(poller.reporting.outbox) == 0, within_s=30.0)
+            await until(lambda: poller.reporting.sealer.reports == 0, within_s=30.0)
 
     run(main())
 
@@ -318,13 +394,13 @@ def test_w25_the_last_report_is_flushed_and_the_flush_is_bounded() -> None:
             await asyncio.sleep(5.0)
             site.core.error = REFUSED
             await asyncio.sleep(20.0)
-            assert len(poller.reporting.outbox) >= 2
+            assert poller.reporting.sealer.reports >= 2
             site.core.error = None
             site.core.hang = core_hangs
             assert poller.tree is not None
             begin_s = now_s()
             await poller.tree.stop()
-            return now_s() - begin_s, len(poller.reporting.outbox)
+            return now_s() - begin_s, poller.reporting.sealer.reports
 
     async def main() -> None:
         took_s, left = await stop_with(core_hangs=False)

@@ -10,12 +10,14 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from serviceradar_poller.env import Transport
-from serviceradar_poller.errors import GrpcCode, Layer
+from serviceradar_poller.errors import GrpcCode, Layer, SpoolReadError
 from serviceradar_poller.testing.contract import (
     REQUEST,
     chunks,
     failure,
     report,
+    send_report,
+    send_stream,
     status_failure,
 )
 from serviceradar_poller.testing.peers import (
@@ -24,8 +26,6 @@ from serviceradar_poller.testing.peers import (
 )
 from serviceradar_poller.wire import codec
 from serviceradar_poller.wire.messages import (
-    PollerStatusChunk,
-    PollerStatusRequest,
     PollerStatusResponse,
     ResultsRequest,
     ResultsResponse,
@@ -100,6 +100,24 @@ def test_health(transport: Transport) -> None:
     asyncio.run(main())
 
 
+def test_chunks_that_end_in_an_error_end_the_call(transport: Transport) -> None:
+    """When the chunks of a stream can't be read any more, the caller gets to know why, and core no half report."""
+
+    async def broken() -> AsyncIterator[bytes]:
+        yield codec.encode_poller_status_chunk(chunks(2)[0])
+        raise SpoolReadError(reason="damaged", detail="")
+
+    async def main() -> None:
+        async with serving() as peer:
+            core = transport.core(peer.address, None)
+            with pytest.raises(SpoolReadError):
+                await core.stream_status_raw(broken(), 2, timeout_s=5.0)
+            assert (await send_stream(core, chunks(1), timeout_s=5.0)).received
+            await core.close()
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("received", [True, False])
 def test_report_status(transport: Transport, received: bool) -> None:
     """A report above gRPC's usual 4 MiB arrives whole, and core's answer is handed on."""
@@ -108,7 +126,7 @@ def test_report_status(transport: Transport, received: bool) -> None:
         async with serving() as peer:
             peer.received = received
             client = transport.core(peer.address, None)
-            answer = await client.report_status(report(5_000_000), timeout_s=5.0)
+            answer = await send_report(client, report(5_000_000), timeout_s=5.0)
             assert answer == PollerStatusResponse(received=received)
             assert peer.requests == [report(5_000_000)]
             await client.close()
@@ -124,7 +142,7 @@ def test_stream_status(transport: Transport, count: int) -> None:
         async with serving() as peer:
             client = transport.core(peer.address, None)
             sent = chunks(count, 100_000)
-            assert (await client.stream_status(sent, timeout_s=5.0)).received
+            assert (await send_stream(client, sent, timeout_s=5.0)).received
             assert peer.requests == list(sent)
             await client.close()
 
@@ -143,7 +161,7 @@ def test_stream_ends_early_with_an_error(transport: Transport) -> None:
         async with serving() as peer:
             peer.stream_answer = refuse
             client = transport.core(peer.address, None)
-            error = await failure(client.stream_status(chunks(200, 1_000_000), timeout_s=10.0))
+            error = await failure(send_stream(client, chunks(200, 1_000_000), timeout_s=10.0))
             assert (error.reason, error.layer) == ("resource_exhausted", Layer.GRPC)
             assert error.detail == "report too large"
             await client.close()
@@ -162,7 +180,7 @@ def test_stream_answered_early_with_ok(transport: Transport) -> None:
         async with serving() as peer:
             peer.stream_answer = hasty
             client = transport.core(peer.address, None)
-            error = await failure(client.stream_status(chunks(200, 1_000_000), timeout_s=10.0))
+            error = await failure(send_stream(client, chunks(200, 1_000_000), timeout_s=10.0))
             assert (error.reason, error.retryable) == ("early_answer", False)
             await client.close()
 
@@ -175,17 +193,14 @@ def test_unencodable_requests(transport: Transport) -> None:
     async def main() -> None:
         async with serving() as peer:
             agent, core = transport.agent(peer.address, None), transport.core(peer.address, None)
-            bad = (*chunks(2), PollerStatusChunk(poller_id="\ud800"))
             for call in (
                 agent.get_status(StatusRequest(details="\ud800"), timeout_s=5.0),
                 agent.get_results(ResultsRequest(details="\ud800"), timeout_s=5.0),
-                core.report_status(PollerStatusRequest(poller_id="\ud800"), timeout_s=5.0),
-                core.stream_status(bad, timeout_s=5.0),
             ):
                 error = await failure(call)
                 assert (error.layer, error.reason) == (Layer.APPLICATION, "encode")
             assert (await agent.get_status(REQUEST, timeout_s=5.0)).available
-            assert (await core.stream_status(chunks(1), timeout_s=5.0)).received
+            assert (await send_stream(core, chunks(1), timeout_s=5.0)).received
             await agent.close()
             await core.close()
 

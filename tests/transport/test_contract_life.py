@@ -18,6 +18,8 @@ from serviceradar_poller.testing.contract import (
     chunks,
     failure,
     report,
+    send_report,
+    send_stream,
     server_credentials,
 )
 from serviceradar_poller.testing.peers import (
@@ -128,7 +130,7 @@ def test_cancel_of_a_stream(transport: Transport) -> None:
         async with serving() as peer:
             peer.stream_answer = never_reads
             client = transport.core(peer.address, None)
-            task = asyncio.create_task(client.stream_status(chunks(50, 1_000_000), timeout_s=30.0))
+            task = asyncio.create_task(send_stream(client, chunks(50, 1_000_000), timeout_s=30.0))
             await began.wait()
             task.cancel()
             await asyncio.wait({task}, timeout=5.0)
@@ -154,7 +156,7 @@ def test_close(transport: Transport) -> None:
             assert (await failure(client.get_status(REQUEST, timeout_s=1.0))).reason == "closed"
             unused = transport.core(peer.address, None)
             await unused.close()
-            assert (await failure(unused.report_status(report(), timeout_s=1.0))).reason == "closed"
+            assert (await failure(send_report(unused, report(), timeout_s=1.0))).reason == "closed"
 
     asyncio.run(main())
 
@@ -189,7 +191,7 @@ def test_close_during_a_stream(transport: Transport) -> None:
         async with serving() as peer:
             peer.stream_answer = never_reads
             client = transport.core(peer.address, None)
-            task = asyncio.create_task(client.stream_status(chunks(50, 1_000_000), timeout_s=30.0))
+            task = asyncio.create_task(send_stream(client, chunks(50, 1_000_000), timeout_s=30.0))
             await began.wait()
             await client.close()
             assert (await failure(task)).reason == "closed"

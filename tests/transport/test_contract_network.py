@@ -17,6 +17,8 @@ from serviceradar_poller.testing.contract import (
     chunks,
     failure,
     report,
+    send_report,
+    send_stream,
     status_failure,
 )
 from serviceradar_poller.testing.peers import (
@@ -205,8 +207,8 @@ def test_no_time_at_all(transport: Transport, timeout_s: float) -> None:
                 agent.check_health(timeout_s=timeout_s),
                 agent.get_status(REQUEST, timeout_s=timeout_s),
                 agent.get_results(ResultsRequest(), timeout_s=timeout_s),
-                core.report_status(report(), timeout_s=timeout_s),
-                core.stream_status(chunks(2), timeout_s=timeout_s),
+                send_report(core, report(), timeout_s=timeout_s),
+                send_stream(core, chunks(2), timeout_s=timeout_s),
             ):
                 error = await failure(call)
                 assert (error.layer, error.reason) == (Layer.DEADLINE, "timeout")

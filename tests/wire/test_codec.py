@@ -157,3 +157,11 @@ def test_report_size_is_exact(report: messages.PollerStatusRequest) -> None:
 def test_chunk_size_is_exact(chunk: messages.PollerStatusChunk) -> None:
     """A chunk's size is the length of its encoding."""
     assert codec.chunk_size(chunk) == len(codec.encode_poller_status_chunk(chunk))
+
+
+@given(st.integers(1, 2**31 - 1), st.integers(0, 2**31 - 1))
+def test_a_total_can_be_put_behind_a_chunk(total: int, before: int) -> None:
+    """The last total counts, and the rest of the chunk is as it was."""
+    chunk = messages.PollerStatusChunk(poller_id="p", chunk_index=3, total_chunks=before)
+    data = codec.encode_poller_status_chunk(chunk) + codec.total_chunks_field(total)
+    assert codec.decode_poller_status_chunk(data) == dataclasses.replace(chunk, total_chunks=total)

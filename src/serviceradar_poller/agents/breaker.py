@@ -6,7 +6,10 @@ Its state stands in the agent's slot and so outlives it; everyone reads it there
 
 from __future__ import annotations
 
+import functools
+
 from serviceradar_poller.agents.messages import (
+    RUNNERS,
     BreakerFailure,
     BreakerMessage,
     BreakerSuccess,
@@ -15,9 +18,11 @@ from serviceradar_poller.agents.messages import (
     RunFailing,
 )
 from serviceradar_poller.agents.slot import AgentSlot
+from serviceradar_poller.config.model import ResilienceConfig
 from serviceradar_poller.events.polling import BreakerChanged
 from serviceradar_poller.logic.breaker import (
     Breaker,
+    BreakerSettings,
     BreakerState,
     on_failure,
     on_success,
@@ -30,14 +35,25 @@ from serviceradar_poller.otp import Actor, Ref, Timer
 TIMER_S_MIN = 0.001
 
 
+@functools.lru_cache(maxsize=8)
+def _settings(resilience: ResilienceConfig) -> BreakerSettings:
+    return BreakerSettings(
+        failures=resilience.breaker_failures,
+        security_failures=resilience.breaker_security_failures,
+        window_s=resilience.breaker_window_s,
+        open_s=resilience.breaker_open_s,
+    )
+
+
 class SecureCircuitBreaker(Actor[BreakerMessage]):
     """One agent's breaker."""
 
-    def __init__(self, slot: AgentSlot, *, connection: str, runners: tuple[str, ...]) -> None:
+    __slots__ = ("_settings", "_slot", "_timer")
+    rests = True
+
+    def __init__(self, slot: AgentSlot) -> None:
         self._slot = slot
-        self._settings = slot.fleet.breaker
-        self._connection_path = connection
-        self._runner_paths = runners
+        self._settings = _settings(slot.fleet.resilience)
         self._timer: Timer | None = None
 
     async def init(self) -> None:
@@ -90,13 +106,13 @@ class SecureCircuitBreaker(Actor[BreakerMessage]):
     def _ask_for_trial(self) -> None:
         """Have the checks run that failed: the first one to get through is the trial; and ask for health."""
         self._run_failing()
-        self._cast(self._connection_path, Probe())
+        self._cast("connection", Probe())
 
     def _run_failing(self) -> None:
-        for path in self._runner_paths:
-            self._cast(path, RunFailing())
+        for runner in RUNNERS:
+            self._cast(runner, RunFailing())
 
-    def _cast(self, path: str, message: Probe | RunFailing) -> None:
-        ref = self.system.whereis(path)
+    def _cast(self, sibling: str, message: Probe | RunFailing) -> None:
+        ref = self.sibling(sibling)
         if isinstance(ref, Ref):
             ref.cast(message)

@@ -16,6 +16,7 @@ from typing import Any
 
 from serviceradar_poller.agents.evidence import concerns_agent, shows_life
 from serviceradar_poller.agents.messages import (
+    RUNNERS,
     BreakerFailure,
     BreakerSuccess,
     CallFailed,
@@ -67,10 +68,22 @@ RETIRE_LOOK_S = 0.5
 class ConnectionManager(Actor[ConnectionMessage]):
     """One agent's connection."""
 
-    def __init__(self, slot: AgentSlot, *, breaker: str, runners: tuple[str, ...]) -> None:
+    __slots__ = (
+        "_candidate",
+        "_health",
+        "_outage_s",
+        "_probing",
+        "_rejected",
+        "_renew_again",
+        "_renewals",
+        "_silent_probes",
+        "_slot",
+        "_timer",
+    )
+    rests = True
+
+    def __init__(self, slot: AgentSlot) -> None:
         self._slot = slot
-        self._breaker_path = breaker
-        self._runner_paths = runners
         self._outage_s: float | None = None  # monotonic begin of the outage
         self._probing = False
         self._timer: Timer | None = None
@@ -143,7 +156,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
     def _reached(self, *, probe: bool) -> None:
         before, self._slot.reach = self._slot.reach, Reach.UP
         self._silent_probes = 0
-        self._cast(self._breaker_path, BreakerSuccess(probe))
+        self._cast("breaker", BreakerSuccess(probe))
         if before is Reach.UP:
             return
         now_s = self.system.now()
@@ -151,8 +164,8 @@ class ConnectionManager(Actor[ConnectionMessage]):
         self._outage_s = self._slot.lost = None
         self._cancel_probe()
         self._emit(AgentConnected(agent=self._slot.name, address=self._slot.config.address, outage_s=outage_s))
-        for path in self._runner_paths:
-            self._cast(path, RunFailing())
+        for runner in RUNNERS:
+            self._cast(runner, RunFailing())
 
     def _lost(self, error: CallError) -> None:
         now_s = self.system.now()
@@ -183,7 +196,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
 
     def _tell_breaker(self, error: CallError) -> None:
         self._cast(
-            self._breaker_path,
+            "breaker",
             BreakerFailure(
                 security=error.security,
                 forbidden=error.security and shows_life(error),
@@ -406,8 +419,8 @@ class ConnectionManager(Actor[ConnectionMessage]):
 
     # -- others
 
-    def _cast(self, path: str, message: Any) -> None:
-        ref = self.system.whereis(path)
+    def _cast(self, sibling: str, message: Any) -> None:
+        ref = self.sibling(sibling)
         if isinstance(ref, Ref):
             ref.cast(message)
 

@@ -14,22 +14,23 @@ When the connection dies, what follows starts again with it; the breaker's state
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import functools
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from serviceradar_poller.agents.breaker import SecureCircuitBreaker
-from serviceradar_poller.agents.channel import AgentChannel
 from serviceradar_poller.agents.connection import ConnectionManager
 from serviceradar_poller.agents.results import ResultsStreamer
 from serviceradar_poller.agents.scheduler import CheckScheduler
 from serviceradar_poller.agents.security import SecurityContext
 from serviceradar_poller.agents.slot import AgentSlot, FleetSettings
-from serviceradar_poller.config.model import AgentConfig, CheckConfig
+from serviceradar_poller.config.model import AgentConfig, CheckConfig, ResilienceConfig
 from serviceradar_poller.logic.backoff import RetryBudgetSettings, new_retry_budget
 from serviceradar_poller.logic.breaker import new_breaker
 from serviceradar_poller.logic.bucket import BucketSettings, new_bucket
 from serviceradar_poller.logic.device import device_host, device_ip, ip_candidates, names_to_resolve
 from serviceradar_poller.logic.outcome import CheckSubject, Device
-from serviceradar_poller.otp import ChildSpec, Quarantine, Ref, Restart, Strategy, System, actor, quote_id, supervisor
+from serviceradar_poller.otp import ChildSpec, Quarantine, Restart, Strategy, member, supervisor
 
 #: Requests to one agent per second, checks and retries together, at least; a few checks stay far below it.
 REQUESTS_PER_S_MIN = 100.0
@@ -39,23 +40,34 @@ REQUESTS_PER_CHECK = 10.0
 
 def check_subjects(config: AgentConfig) -> dict[str, tuple[CheckSubject, CheckConfig]]:
     """Return the agent's checks by key; checks of the same type and name are told apart by a number."""
-    subjects: dict[str, tuple[CheckSubject, CheckConfig]] = {}
-    for check in config.checks:
+    return {
+        key: (
+            CheckSubject(
+                agent=config.name,
+                key=key,
+                service_name=check.service_name,
+                service_type=check.service_type,
+                details=check.details,
+                is_results=check.is_results,
+            ),
+            check,
+        )
+        for key, check in _keyed(config.checks).items()
+    }
+
+
+@functools.lru_cache(maxsize=64)
+def _keyed(checks: tuple[CheckConfig, ...]) -> Mapping[str, CheckConfig]:
+    """Return *checks* by key; the agents that have the same ones share it."""
+    keyed: dict[str, CheckConfig] = {}
+    for check in checks:
         key = base = f"{check.service_type}:{check.service_name}"
         number = 2
-        while key in subjects:
+        while key in keyed:
             key = f"{base}#{number}"
             number += 1
-        subject = CheckSubject(
-            agent=config.name,
-            key=key,
-            service_name=check.service_name,
-            service_type=check.service_type,
-            details=check.details,
-            is_results=check.is_results,
-        )
-        subjects[key] = (subject, check)
-    return subjects
+        keyed[key] = check
+    return MappingProxyType(keyed)
 
 
 def new_slot(config: AgentConfig, fleet: FleetSettings, *, override: str = "") -> AgentSlot:
@@ -69,14 +81,11 @@ def new_slot(config: AgentConfig, fleet: FleetSettings, *, override: str = "") -
     subjects = check_subjects(config)
     candidates = ip_candidates(config.name, config.address, fleet.source_ip, override)
     unresolved = names_to_resolve(candidates)
-    rate = BucketSettings(
-        rate_per_s=max(REQUESTS_PER_S_MIN, REQUESTS_PER_CHECK * len(subjects) / fleet.timetable.interval_s),
-        burst=max(2 * REQUESTS_PER_S_MIN, REQUESTS_PER_CHECK * len(subjects)),
-    )
+    rate = _rate(len(subjects), fleet.timetable.interval_s)
     return AgentSlot(
         config=config,
         fleet=fleet,
-        checks={key: check for key, (_, check) in subjects.items()},
+        checks=_keyed(config.checks),
         subjects={key: subject for key, (subject, _) in subjects.items()},
         device=Device(
             ip=device_ip(candidates, {}, fleet.source_ip),
@@ -91,45 +100,27 @@ def new_slot(config: AgentConfig, fleet: FleetSettings, *, override: str = "") -
     )
 
 
-def coordinator(slot: AgentSlot, *, parent: str, system: System) -> ChildSpec:
-    """
-    Return the spec of an agent's coordinator.
-
-    Args:
-        parent: Tree path of the supervisor it will stand under.
-    """
-    base = f"{parent}/{quote_id(slot.name)}"
-    connection, security, breaker = f"{base}/connection", f"{base}/security", f"{base}/breaker"
-    runners = (f"{base}/scheduler", f"{base}/results")
-
-    def tell_connection(message: Any) -> None:
-        ref = system.whereis(connection)
-        if isinstance(ref, Ref):
-            ref.cast(message)
-
-    channel = AgentChannel(slot, tell=tell_connection)
-    children = [
-        actor("security", lambda: SecurityContext(slot), shutdown_s=1.0),
-        actor(
-            "connection",
-            lambda: ConnectionManager(slot, breaker=breaker, runners=runners),
-            shutdown_s=2.0,
-        ),
-        actor("scheduler", lambda: CheckScheduler(slot, channel, security=security), shutdown_s=2.0),
-        actor("results", lambda: ResultsStreamer(slot, channel, security=security), shutdown_s=2.0),
-        actor(
-            "breaker",
-            lambda: SecureCircuitBreaker(slot, connection=connection, runners=runners),
-            restart=Restart.TRANSIENT,
-            shutdown_s=1.0,
-        ),
-    ]
-    resilience = slot.fleet.resilience
+def coordinator(resilience: ResilienceConfig) -> ChildSpec:
+    """Return the spec of which `another` makes each agent's coordinator, with the slot as its context."""
     return supervisor(
-        quote_id(slot.name),
-        children,
+        "agent",
+        [
+            member("security", SecurityContext, shutdown_s=1.0),
+            member("connection", ConnectionManager, shutdown_s=2.0),
+            member("scheduler", CheckScheduler, shutdown_s=2.0),
+            member("results", ResultsStreamer, shutdown_s=2.0),
+            member("breaker", SecureCircuitBreaker, restart=Restart.TRANSIENT, shutdown_s=1.0),
+        ],
         strategy=Strategy.REST_FOR_ONE,
         intensity=5,
         period_s=60.0,
         quarantine=Quarantine(min_s=resilience.quarantine_min_s, max_s=resilience.quarantine_max_s),
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _rate(checks: int, interval_s: float) -> BucketSettings:
+    return BucketSettings(
+        rate_per_s=max(REQUESTS_PER_S_MIN, REQUESTS_PER_CHECK * checks / interval_s),
+        burst=max(2 * REQUESTS_PER_S_MIN, REQUESTS_PER_CHECK * checks),
     )

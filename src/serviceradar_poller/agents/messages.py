@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from serviceradar_poller.errors import CallError
+from serviceradar_poller.values import quick
+
+#: An agent's actors that run checks, by the names under which they stand beside each other.
+RUNNERS = ("scheduler", "results")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +84,13 @@ class BreakerTimer:
     """The breaker's open time may be over."""
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class RunDue:
     """Checks may be due."""
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class CheckDone:
     """A check's run ended; ``retry_delay_s`` says after how long a failed one is worth another before its time."""

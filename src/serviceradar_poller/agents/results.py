@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from serviceradar_poller.agents.pull import Pull
 from serviceradar_poller.agents.runner import CheckRunner
 from serviceradar_poller.errors import CallError, GrpcCode, Layer
 from serviceradar_poller.logic.backoff import BackoffSettings, delay_s
-from serviceradar_poller.logic.merge import MergeError, MergeLimits
+from serviceradar_poller.logic.merge import MergeLimits
 from serviceradar_poller.logic.outcome import CheckSubject, Outcome, from_results
 from serviceradar_poller.logic.schedule import CheckPlan
-from serviceradar_poller.logic.streamed import feed, finish, missing_service, new_streamed, to_outcome
+from serviceradar_poller.logic.streamed import missing_service, new_streamed, stored_outcome, to_outcome
 from serviceradar_poller.wire.messages import ResultsRequest
 
 #: A failed results check runs again after this delay, and not only after its whole interval.
@@ -16,8 +17,8 @@ RESULTS_RETRY = BackoffSettings(min_s=5.0, max_s=300.0)
 
 #: A streamed result takes at most this time.
 STREAM_S_MAX = 300.0
-#: A streamed result is held in memory until core has it; a larger one is told as failed.
-STREAM_LIMITS = MergeLimits(total_bytes_max=64 * 1024 * 1024)
+#: A streamed result of more is told as failed; less may be too much for what the store may hold (reporting.results).
+STREAM_LIMITS = MergeLimits(total_bytes_max=1024 * 1024 * 1024)
 
 
 class ResultsStreamer(CheckRunner):
@@ -89,19 +90,15 @@ class ResultsStreamer(CheckRunner):
             last_sequence=request.last_sequence,
             limits=STREAM_LIMITS,
         )
-        message = bytearray()
-        try:
-            while not streamed.merge.final:
-                chunk = await stream.read()
-                if chunk is None:
-                    break
-                streamed, piece = feed(streamed, chunk)
-                message += piece
-            end, result = finish(streamed)
-        except MergeError as error:
-            raise error.as_call_error() from None
-        finally:
-            await stream.cancel()
-        message += end
+        pull = Pull(stream, streamed, slot.fleet.results, check=(subject.agent, subject.key), begin_s=begin_s)
+        pulled = await pull.run(
+            self.system,
+            under=self.path.rpartition("/")[0],
+            # Not the check's name: what is counted by kind of child would have a series for each.
+            id=f"pull-{list(slot.checks).index(subject.key)}",
+            timeout_s=timeout_s,
+        )
+        if pulled.message is None:
+            return stored_outcome(pulled.result, subject, tick=tick)
         response_time = int((self.system.now() - begin_s) * 1e9)
-        return to_outcome(result, bytes(message), subject, tick=tick, response_time=response_time)
+        return to_outcome(pulled.result, pulled.message, subject, tick=tick, response_time=response_time)

@@ -14,7 +14,16 @@ from serviceradar_poller.agents.coordinator import coordinator
 from serviceradar_poller.agents.messages import RenewConnection
 from serviceradar_poller.agents.slot import AgentSlot
 from serviceradar_poller.logic.backoff import BackoffSettings, delay_s
-from serviceradar_poller.otp import Actor, AlreadyPresent, AlreadyStarted, Ref, StartFailed, SupervisorRef, quote_id
+from serviceradar_poller.otp import (
+    Actor,
+    AlreadyPresent,
+    AlreadyStarted,
+    Ref,
+    StartFailed,
+    SupervisorRef,
+    another,
+    quote_id,
+)
 
 #: Agents started between two looks at the mailbox, so that a large fleet does not block the loop while it starts.
 START_SLICE = 50
@@ -59,6 +68,8 @@ class Roster(Actor[RosterMessage]):
         self._slots = slots
         self._agents_path = agents
         self._started = started
+        #: What all agents' coordinators have in common.
+        self._coordinator = coordinator(next(iter(slots.values())).fleet.resilience) if slots else None
 
     async def init(self) -> None:
         """Begin to start all agents."""
@@ -83,8 +94,9 @@ class Roster(Actor[RosterMessage]):
         supervisor = self.system.whereis(self._agents_path)
         assert isinstance(supervisor, SupervisorRef)
         slot = self._slots[name]
+        assert self._coordinator is not None
         try:
-            await supervisor.start_child(coordinator(slot, parent=self._agents_path, system=self.system))
+            await supervisor.start_child(another(self._coordinator, quote_id(name), slot))
         except (AlreadyStarted, AlreadyPresent):
             return  # it outlived the last roster, running or waiting in quarantine
         except StartFailed:

@@ -9,10 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from abc import abstractmethod
 
 from serviceradar_poller.agents.channel import AgentChannel
-from serviceradar_poller.agents.messages import AnsweredAs, CheckDone, RunDue, RunFailing, RunnerMessage
+from serviceradar_poller.agents.messages import (
+    AnsweredAs,
+    CallFailed,
+    CallSucceeded,
+    CheckDone,
+    RunDue,
+    RunFailing,
+    RunnerMessage,
+)
 from serviceradar_poller.agents.slot import AgentSlot, Reach
 from serviceradar_poller.errors import CallError
 from serviceradar_poller.events.polling import CheckFinished, CheckMissed, CheckUnsupported
@@ -46,21 +55,26 @@ TIMER_S_MIN = 0.001
 STOP_GRACE_S = 1.0
 
 
+#: Between two attempts of one check.
+RETRY_DELAY_S_MAX = 5.0
+#: What thousands of runners have in common most of the time.
+_NONE: frozenset[str] = frozenset()
+
+
 class CheckRunner(Actor[RunnerMessage]):
     """Runs the checks of one kind of one agent."""
 
+    __slots__ = ("_again", "_armed_s", "_made_channel", "_runs", "_slot", "_timer")
     kind: str = ""
+    rests = True
 
-    def __init__(self, slot: AgentSlot, channel: AgentChannel, *, security: str) -> None:
+    def __init__(self, slot: AgentSlot) -> None:
         self._slot = slot
-        self._channel = channel
-        self._security_path = security
+        self._made_channel: AgentChannel | None = None
         self._timer: Timer | None = None
         self._armed_s: float | None = None
-        self._runs: dict[str, asyncio.Task[None]] = {}
-        self._again: frozenset[str] = frozenset()
-        self._retry = BackoffSettings(min_s=slot.fleet.resilience.retry_delay_s, max_s=5.0)
-        self._budget = RetryBudgetSettings(ratio=slot.fleet.resilience.retry_budget_ratio)
+        self._runs: dict[str, asyncio.Task[None]] | None = None
+        self._again = _NONE
 
     # -- what a kind of check decides
 
@@ -110,16 +124,18 @@ class CheckRunner(Actor[RunnerMessage]):
                 self._timer = self._armed_s = None
                 self._run_due()
             case CheckDone(key, ok, retry_delay_s):
-                self._runs.pop(key, None)
+                if self._runs is not None:
+                    self._runs.pop(key, None)
+                    self._runs = self._runs or None
                 now_s = self.system.now()
                 self._schedule = finished(self._schedule, key, now_s, ok=ok, retry_delay_s=retry_delay_s)
                 if key in self._again:
-                    self._again -= {key}
+                    self._again = (self._again - {key}) or _NONE
                     if not ok:
                         self._schedule = expedite(self._schedule, (key,), now_s)
             case RunFailing():
                 # What is under way may still fail with the connection that was lost: then it runs once more.
-                self._again = frozenset(running(self._schedule))
+                self._again = frozenset(running(self._schedule)) or _NONE
                 failing = tuple(key for key in self._slot.failing if self.mine(self._slot.subjects[key]))
                 self._schedule = expedite(self._schedule, failing, self.system.now())
         self._arm()
@@ -128,6 +144,13 @@ class CheckRunner(Actor[RunnerMessage]):
         """Let what is under way end, for a moment."""
         if reason.kind == "shutdown" and self._runs:
             await asyncio.wait(self._runs.values(), timeout=STOP_GRACE_S)
+
+    @property
+    def _channel(self) -> AgentChannel:
+        """The way to the agent; most agents have checks of one kind only, and the other runner needs none."""
+        if self._made_channel is None:
+            self._made_channel = AgentChannel(self._slot, tell=self._tell_connection)
+        return self._made_channel
 
     @property
     def _schedule(self) -> Schedule:
@@ -149,11 +172,12 @@ class CheckRunner(Actor[RunnerMessage]):
             self._timer = self.send_after(max(at_s - self.system.now(), TIMER_S_MIN), RunDue())
 
     def _run_due(self) -> None:
+        slot = self._slot
         self._schedule, dues = due(self._schedule, self.system.now())
         for each in dues:
-            subject = self._slot.subjects[each.key]
+            subject = slot.subjects[each.key]
             if each.missed:
-                self._slot.fleet.env.emit(
+                slot.fleet.env.emit(
                     CheckMissed(
                         agent=subject.agent,
                         service_name=subject.service_name,
@@ -161,14 +185,17 @@ class CheckRunner(Actor[RunnerMessage]):
                         count=each.missed,
                     )
                 )
+            if self._runs is None:
+                self._runs = {}
             self._runs[each.key] = self.spawn(self._run(subject, each), name=each.key)
 
     # -- one run
 
     async def _run(self, subject: CheckSubject, each: Due) -> None:
-        begin_s = self.system.now()
+        now = self.child.system.now
+        begin_s = now()
         outcome, attempts = await self._outcome(subject, each, begin_s)
-        latency_s = self.system.now() - begin_s
+        latency_s = now() - begin_s
         if outcome is None:
             self.send_self(CheckDone(each.key, ok=True, retry_delay_s=None))
             return
@@ -179,20 +206,22 @@ class CheckRunner(Actor[RunnerMessage]):
         """Ask until there is an answer, the failure is final, or time or budget is used up."""
         slot = self._slot
         fleet = slot.fleet
+        now = self.child.system.now
+        resilience = fleet.resilience
         until_s = begin_s + self.timeout_s(subject)
-        slot.budget = deposit(slot.budget, self._budget)
+        slot.budget = deposit(slot.budget, _budget_settings(resilience.retry_budget_ratio))
         attempt = 1
         while True:
             try:
-                return await self.ask(subject, each.tick, until_s - self.system.now()), attempt
+                return await self.ask(subject, each.tick, until_s - now()), attempt
             except CallError as error:
                 failure = error.with_traceback(None)  # its frames would hold this one in a cycle
-            wait_s = delay_s(self._retry, attempt - 1, fleet.env.rng.random())
+            wait_s = delay_s(_retry_settings(resilience.retry_delay_s), attempt - 1, fleet.env.rng.random())
             if (
                 not failure.retryable
-                or attempt >= fleet.resilience.retry_attempts
+                or attempt >= resilience.retry_attempts
                 or slot.reach is Reach.DOWN
-                or self.system.now() + wait_s >= until_s
+                or now() + wait_s >= until_s
             ):
                 break
             slot.budget, granted = withdraw(slot.budget)
@@ -214,13 +243,13 @@ class CheckRunner(Actor[RunnerMessage]):
     def _tell(self, subject: CheckSubject, each: Due, outcome: Outcome, latency_s: float, attempts: int) -> None:
         slot = self._slot
         if outcome.ok == (subject.key in slot.failing):
-            slot.failing = slot.failing ^ {subject.key}
+            slot.failing = (slot.failing ^ {subject.key}) or _NONE
         if outcome.verdict is Verdict.UNSUPPORTED:
             self.tell_unsupported(subject, f"the agent does not offer it: {outcome.error}")
             return
         slot.fleet.deliver(outcome)
         if outcome.claimed_agent_id and outcome.claimed_agent_id != subject.agent:
-            security = self.system.whereis(self._security_path)
+            security = self.sibling("security")
             if isinstance(security, Ref):
                 security.cast(AnsweredAs(outcome.claimed_agent_id))
         slot.fleet.env.emit(
@@ -238,6 +267,11 @@ class CheckRunner(Actor[RunnerMessage]):
                 attempts=attempts,
             )
         )
+
+    def _tell_connection(self, message: CallSucceeded | CallFailed) -> None:
+        connection = self.sibling("connection")
+        if isinstance(connection, Ref):
+            connection.cast(message)
 
     def tell_unsupported(self, subject: CheckSubject, why: str) -> None:
         """Say that a check can't be run: once per check in the log, and counted every time."""
@@ -257,3 +291,13 @@ class CheckRunner(Actor[RunnerMessage]):
         """Return the check's own place after each tick."""
         fleet = self._slot.fleet
         return offset_s(fleet.reporter.poller_id, subject.agent, subject.key, fleet.scheduling.spread_window_s)
+
+
+@functools.lru_cache(maxsize=8)
+def _retry_settings(delay_s: float) -> BackoffSettings:
+    return BackoffSettings(min_s=delay_s, max_s=RETRY_DELAY_S_MAX)
+
+
+@functools.lru_cache(maxsize=8)
+def _budget_settings(ratio: float) -> RetryBudgetSettings:
+    return RetryBudgetSettings(ratio=ratio)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from serviceradar_poller.agents.runner import CheckRunner
 from serviceradar_poller.logic.outcome import CheckSubject, Outcome, from_status
-from serviceradar_poller.logic.schedule import CheckPlan
+from serviceradar_poller.logic.schedule import CheckPlan, offset_s, place_of
 from serviceradar_poller.wire.messages import StatusRequest
 
 
 class CheckScheduler(CheckRunner):
     """GetStatus on schedule."""
 
+    __slots__ = ()
     kind = "status"
 
     def mine(self, subject: CheckSubject) -> bool:
@@ -18,8 +19,11 @@ class CheckScheduler(CheckRunner):
         return not subject.is_results
 
     def plan(self, subject: CheckSubject) -> CheckPlan:
-        """Return a plan of one run per tick."""
-        return CheckPlan(key=subject.key, interval_s=None, offset_s=self.offset_s(subject))
+        """Return a plan of one run per tick, together with the agent's other checks."""
+        fleet, subjects = self._slot.fleet, self._slot.subjects
+        place = place_of(subject.key, sum(map(self.mine, subjects.values())))
+        offset = offset_s(fleet.reporter.poller_id, subject.agent, place, fleet.scheduling.spread_window_s)
+        return CheckPlan(key=subject.key, interval_s=None, offset_s=offset)
 
     async def ask(self, subject: CheckSubject, tick: int, timeout_s: float) -> Outcome | None:
         """Ask the agent for the check's status."""
@@ -36,5 +40,6 @@ class CheckScheduler(CheckRunner):
             ),
             timeout_s=timeout_s,
         )
-        await self.device()
+        if slot.device_known is not None:
+            await self.device()
         return from_status(response, subject, slot.fleet.reporter, slot.device, tick=tick)

@@ -16,12 +16,18 @@ from serviceradar_poller.otp import Actor
 CLAIMS_MAX = 16
 
 
+_NONE: frozenset[str] = frozenset()
+
+
 class SecurityContext(Actor[AnsweredAs]):
     """One agent's security context."""
 
+    __slots__ = ("_claims", "_slot")
+    rests = True
+
     def __init__(self, slot: AgentSlot) -> None:
         self._slot = slot
-        self._claims: frozenset[str] = frozenset()
+        self._claims = _NONE
 
     async def handle(self, message: AnsweredAs) -> None:
         """Tell of an id that was not asked for, once."""

@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from serviceradar_poller.agents.gate import ConnectGate
+from serviceradar_poller.agents.sink import ResultSink
 from serviceradar_poller.config.model import AgentConfig, CheckConfig, ResilienceConfig, SchedulingConfig
 from serviceradar_poller.env import AgentClient, Env
 from serviceradar_poller.errors import CallError
 from serviceradar_poller.logic.backoff import RetryBudget
-from serviceradar_poller.logic.breaker import Breaker, BreakerSettings
+from serviceradar_poller.logic.breaker import Breaker
 from serviceradar_poller.logic.bucket import Bucket, BucketSettings
 from serviceradar_poller.logic.outcome import CheckSubject, Device, Outcome, Reporter
 from serviceradar_poller.logic.reports import CheckId
@@ -40,6 +41,7 @@ class FleetSettings:
     Attributes:
         deliver: Takes an outcome towards core; never waits.
         positions: Where results checks go on: what core has accepted.
+        results: Takes large results towards core while they come in.
     """
 
     reporter: Reporter
@@ -49,19 +51,9 @@ class FleetSettings:
     source_ip: str
     deliver: Callable[[Outcome], None]
     positions: Mapping[CheckId, str]
+    results: ResultSink
     gate: ConnectGate
     env: Env
-
-    @property
-    def breaker(self) -> BreakerSettings:
-        """The breaker's settings."""
-        resilience = self.resilience
-        return BreakerSettings(
-            failures=resilience.breaker_failures,
-            security_failures=resilience.breaker_security_failures,
-            window_s=resilience.breaker_window_s,
-            open_s=resilience.breaker_open_s,
-        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,7 +88,7 @@ class AgentSlot:
 
     config: AgentConfig
     fleet: FleetSettings
-    checks: dict[str, CheckConfig]
+    checks: Mapping[str, CheckConfig]
     subjects: dict[str, CheckSubject]
     device: Device
     breaker: Breaker

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TextIO
 
+from serviceradar_poller.app.poller import spool_settings
 from serviceradar_poller.config.loading import load
 from serviceradar_poller.config.show import one_line, render_effective
 from serviceradar_poller.env import SystemClock
 from serviceradar_poller.errors import ConfigError, ConfigProblem
+from serviceradar_poller.events.polling import ConfigWarning
+from serviceradar_poller.reporting.spool.survey import survey
 from serviceradar_poller.transport.certificates import inspect
 
 
 def check(path: str, environ: Mapping[str, str], *, out: TextIO, err: TextIO) -> int:
     """
-    Validate the configuration with its files and certificates, and print the effective one, secrets hidden.
+    Validate the configuration with its files, certificates and state directory, and print the effective one.
 
     Returns:
         0 when nothing is wrong; warnings are printed and don't count.
@@ -35,6 +38,16 @@ def check(path: str, environ: Mapping[str, str], *, out: TextIO, err: TextIO) ->
         found = inspect(block, now=now, path=place, source=source)
         problems += found.problems
         warnings += found.warnings
+    notes: tuple[str, ...] = ()
+    if config.state_dir:
+        looked = survey(spool_settings(config))
+        if looked.problem:
+            accepted = 'a directory that the poller may write to, or "" to keep reports in memory only'
+            problems.append(ConfigProblem(source=source, path="state_dir", found=looked.problem, accepted=accepted))
+        warnings += [ConfigWarning(source=source, path="state_dir", text=text) for text in looked.warnings]
+        notes = looked.notes
+    for note in notes:
+        print(f"note: {source}: state_dir: {one_line(note)}", file=err)
     for warning in warnings:
         place = f" {warning.path}:" if warning.path else ""
         print(f"warning: {warning.source}:{place} {one_line(warning.text)}", file=err)

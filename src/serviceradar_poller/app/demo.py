@@ -92,6 +92,8 @@ async def _demo(directory: Path, count: int, interval: str, interval_s: float, s
         core = await stack.enter_async_context(await asyncio.to_thread(LabCore.start, cert_dir=pki, record="summary"))
         http_port = free_port()
         config_file = directory / "poller.json"
+        state_dir = directory / "state"
+        state_dir.mkdir()
         make_config(
             config_file,
             agents=fleet.port_of,
@@ -99,6 +101,7 @@ async def _demo(directory: Path, count: int, interval: str, interval_s: float, s
             poll_interval=interval,
             poller_id="demo-poller",
             cert_dir=pki,
+            state_dir=state_dir,
             extra={
                 "listen_addr": "127.0.0.1:0",
                 "http": {"listen_addr": f"127.0.0.1:{http_port}"},

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from serviceradar_poller import __version__
 from serviceradar_poller.agents.coordinator import new_slot
@@ -44,8 +45,11 @@ from serviceradar_poller.otp import (
     supervisor,
 )
 from serviceradar_poller.reporting.inbox import OutcomeInbox
-from serviceradar_poller.reporting.outbox import Outbox
-from serviceradar_poller.reporting.reporter import CoreReporter, ReconnectCore, ReporterSettings, ReportingState
+from serviceradar_poller.reporting.reporter import CoreReporter, ReconnectCore
+from serviceradar_poller.reporting.results import StoredResults
+from serviceradar_poller.reporting.sealing import Sealer
+from serviceradar_poller.reporting.spool import MemoryStore, ReportStore, Spool, SpoolSettings
+from serviceradar_poller.reporting.state import ReporterSettings, ReportingState
 from serviceradar_poller.security.watch import CredentialsWatch, Signature
 
 #: Outcomes that may wait for the reporter: several cycles of a small site, four of a large one.
@@ -80,10 +84,22 @@ class Poller:
     reporting: ReportingState
     slots: dict[str, AgentSlot]
     gate: ConnectGate
+    results: StoredResults
     started_s: float
     tree: Tree | None = None
     polling: bool = False
     on_polling: Callable[[], object] = lambda: None
+
+    def head(self) -> ReportHead:
+        """Return what every report carries, as it is known by now."""
+        # An interface may come up after the poller: core registers no device for a report without an address.
+        self.source_ip = self.source_ip or self.env.interface_address()
+        return ReportHead(
+            poller_id=self.config.poller_id,
+            partition=self.config.partition,
+            source_ip=self.source_ip,
+            kv_store_id=self.config.kv_store_id,
+        )
 
 
 async def resolve_source_ip(config: PollerConfig, env: Env) -> str:
@@ -102,15 +118,60 @@ async def resolve_source_ip(config: PollerConfig, env: Env) -> str:
     return env.interface_address()
 
 
-def new_poller(config: PollerConfig, env: Env, *, source_ip: str) -> Poller:
-    """Return everything that outlives the actors of a poller; nothing runs yet."""
+def memory_store(config: PollerConfig, env: Env) -> MemoryStore:
+    """Return a store for a poller without a state directory."""
+    return MemoryStore(spool_settings(config), emit=env.emit, wall=env.clock.wall)
+
+
+async def open_store(config: PollerConfig, env: Env) -> ReportStore:
+    """
+    Open the store of sealed reports: on disk, or in memory where no state directory is configured.
+
+    Raises:
+        SpoolError: The directory is missing, can't be written, or belongs to another poller that runs.
+    """
+    if not config.state_dir:
+        return memory_store(config, env)
+    return await Spool.open(spool_settings(config), emit=env.emit, wall=env.clock.wall)
+
+
+def spool_settings(config: PollerConfig) -> SpoolSettings:
+    """Return where reports wait and how much of it, as configured."""
+    return SpoolSettings(
+        directory=Path(config.state_dir),
+        bytes_max=config.reporting.queue_bytes_max,
+        reports_max=config.reporting.queue_reports_max,
+    )
+
+
+def new_poller(config: PollerConfig, env: Env, *, source_ip: str, store: ReportStore | None = None) -> Poller:
+    """
+    Return everything that outlives the actors of a poller; nothing runs yet.
+
+    Args:
+        store: Where sealed reports wait, and whoever opened it closes it; None: in memory.
+    """
+    store = memory_store(config, env) if store is None else store
     now_s = env.clock.monotonic()
     timetable = Timetable(epoch_s=now_s, interval_s=config.poll_interval_s)
     reporter = Reporter(poller_id=config.poller_id, partition=config.partition, kv_store_id=config.kv_store_id)
     reporting = ReportingState(
         inbox=OutcomeInbox(limit=max(INBOX_MIN, INBOX_CYCLES * sum(len(agent.checks) for agent in config.agents))),
         book=_book(config, timetable, reporter, now_s),
-        outbox=Outbox(bytes_max=config.reporting.queue_bytes_max, reports_max=config.reporting.queue_reports_max),
+        store=store,
+        sealer=Sealer(store, env),
+    )
+
+    def head() -> ReportHead:
+        return poller.head()
+
+    advice = ": raise reporting.queue_bytes"
+    results = StoredResults(
+        store,
+        reporting.sealer,
+        env,
+        head=head,
+        advice=advice if config.state_dir else f"{advice}, or set state_dir to keep it on disk instead of in memory",
     )
     gate = ConnectGate(connects_per_s=config.scheduling.connects_per_s, clock=env.clock)
     fleet = FleetSettings(
@@ -120,7 +181,8 @@ def new_poller(config: PollerConfig, env: Env, *, source_ip: str) -> Poller:
         resilience=config.resilience,
         source_ip=source_ip,
         deliver=reporting.inbox.put,
-        positions=reporting.positions,
+        positions=store.positions(),
+        results=results,
         gate=gate,
         env=env,
     )
@@ -132,7 +194,7 @@ def new_poller(config: PollerConfig, env: Env, *, source_ip: str) -> Poller:
         {(slot.name, key): (subject, slot.device) for slot in slots.values() for key, subject in slot.subjects.items()},
         now_s,
     )
-    return Poller(
+    poller = Poller(
         config=config,
         env=env,
         source_ip=source_ip,
@@ -140,8 +202,10 @@ def new_poller(config: PollerConfig, env: Env, *, source_ip: str) -> Poller:
         reporting=reporting,
         slots=slots,
         gate=gate,
+        results=results,
         started_s=now_s,
     )
+    return poller
 
 
 async def start_poller(
@@ -238,20 +302,10 @@ def _reporting(poller: Poller) -> ChildSpec:
     config = poller.config
     shutdown_s = config.resilience.shutdown_timeout_s
 
-    def head() -> ReportHead:
-        # An interface may come up after the poller: core registers no device for a report without an address.
-        poller.source_ip = poller.source_ip or poller.env.interface_address()
-        return ReportHead(
-            poller_id=config.poller_id,
-            partition=config.partition,
-            source_ip=poller.source_ip,
-            kv_store_id=config.kv_store_id,
-        )
-
     settings = ReporterSettings(
         core_address=config.core_address,
         security=config.security,
-        head=head,
+        head=poller.head,
         call_timeout_s=config.reporting.call_timeout_s,
         flush_timeout_s=max(shutdown_s - CLOSE_RESERVE_S, shutdown_s / 2),
     )

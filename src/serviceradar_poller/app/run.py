@@ -18,17 +18,19 @@ from typing import IO, Any
 
 from serviceradar_poller import __version__
 from serviceradar_poller.app.backend import new_transport
-from serviceradar_poller.app.poller import Poller, new_poller, resolve_source_ip, start_poller
+from serviceradar_poller.app.poller import Poller, new_poller, open_store, resolve_source_ip, start_poller
 from serviceradar_poller.app.service import GrpcService
 from serviceradar_poller.config.loading import LoadedConfig
 from serviceradar_poller.config.model import PollerConfig
 from serviceradar_poller.env import Env, SystemClock
+from serviceradar_poller.errors import ConfigError, ConfigProblem, SpoolError
 from serviceradar_poller.events.polling import ConfigWarning, PollerStopped, PollerStopping
 from serviceradar_poller.observe.http import HttpServer
 from serviceradar_poller.observe.lag import LoopLagMonitor
 from serviceradar_poller.observe.metrics import MetricsSink
 from serviceradar_poller.observe.observation import Observation
 from serviceradar_poller.otp import ChildSpec, LoopWatchdog, Strategy, actor, supervisor
+from serviceradar_poller.reporting.spool import ReportStore
 from serviceradar_poller.transport.certificates import inspect
 from serviceradar_poller.transport.interfaces import interface_address
 from serviceradar_poller.transport.resolver import SystemResolver
@@ -79,7 +81,11 @@ def _services(poller: Poller, observation: Observation) -> Sequence[ChildSpec]:
                     "http",
                     lambda: HttpServer(
                         config.http.listen_addr,
-                        sources=observation.sources(lambda: poller.tree),
+                        sources=observation.sources(
+                            lambda: poller.tree,
+                            statuses=lambda: poller.reporting.sealer.accounts().by_place(),
+                            spool=poller.reporting.sealer.spool_figures,
+                        ),
                         emit=observation.emit,
                         control=config.http.control,
                     ),
@@ -96,6 +102,24 @@ def _services(poller: Poller, observation: Observation) -> Sequence[ChildSpec]:
 def _pull(poller: Poller, metrics: MetricsSink) -> None:
     """Add figures that are read when they are asked for."""
     reporting = poller.reporting
+    sealer, store = reporting.sealer, reporting.store
+    for name, help_text, read in (
+        ("statuses_polled", "Statuses cut into reports, each once.", lambda: sealer.accounts().polled),
+        ("statuses_recovered", "Statuses found in the spool at the start.", lambda: sealer.accounts().recovered),
+        ("statuses_delivered", "Of these two, those that core has.", lambda: sealer.accounts().delivered),
+        ("statuses_rejected", "… those of reports set aside.", lambda: sealer.accounts().rejected),
+        ("statuses_expired", "… those that grew too old.", lambda: sealer.accounts().expired),
+        ("statuses_discarded", "… those dropped otherwise.", lambda: sum(sealer.accounts().dropped.values())),
+        ("spool_write_errors", "Writes that the spool refused or could not do.", lambda: store.stats().write_errors),
+        ("spool_fsyncs", "Times that the spool made the disk write.", lambda: store.stats().fsyncs),
+    ):
+        metrics.pull_counter(name, help_text, read)
+    metrics.pull_gauge("statuses_queued", "… those that wait for core.", lambda: sealer.accounts().queued)
+    metrics.pull_gauge("spool_limit_bytes", "Bound of what waits for core.", lambda: store.stats().limit_bytes)
+    metrics.pull_gauge("spool_free_bytes", "Free on the spool's disk; -1: unknown.", lambda: store.stats().free_bytes)
+    metrics.pull_gauge(
+        "spool_full_in_seconds", "Time until it is full at the rate of this backlog.", lambda: sealer.full_in_s
+    )
     metrics.pull_gauge("outcomes_waiting", "Outcomes not yet in a report.", lambda: len(reporting.inbox))
     metrics.pull_counter(
         "outcomes_dropped",
@@ -112,6 +136,15 @@ def _pull(poller: Poller, metrics: MetricsSink) -> None:
         "Connection attempts that waited for the limit of new connections per second.",
         lambda: poller.gate.waits_total,
     )
+    metrics.pull_counter(
+        "results_stored", "Large results that went into the spool.", lambda: poller.results.stored_total
+    )
+    metrics.pull_counter(
+        "results_delayed",
+        "Large results that waited because too many were being written.",
+        lambda: poller.results.waits_total,
+    )
+    metrics.pull_gauge("results_writing", "Large results that are being written.", lambda: poller.results.writing)
     metrics.pull_gauge(
         "tree_children",
         "Live children of the supervision tree.",
@@ -177,32 +210,58 @@ async def _main(loaded: LoadedConfig, environ: Mapping[str, str], stream: IO[Any
         source_ip = await resolve_source_ip(config, env)
         if not source_ip:
             env.emit(_no_source_ip(loaded))
-        poller = new_poller(config, env, source_ip=source_ip)
-        poller.on_polling = _tune_gc
-        tree = await start_poller(poller, services=lambda made: _services(made, observation))
-        async with asyncio.TaskGroup() as group:
-            ended = group.create_task(tree.wait(), name="tree")
-            told = group.create_task(signals.get(), name="signal")
-            await asyncio.wait({ended, told}, return_when=asyncio.FIRST_COMPLETED)
-            if ended.done():
-                told.cancel()
-                env.emit(PollerStopping(cause=f"the tree gave up: {ended.result()}"))
-                return EXIT_GAVE_UP
-            begin_s = loop.time()
-            env.emit(PollerStopping(cause=told.result().name))
-            cut = group.create_task(_cut_on_signal(signals, tree.stop_now), name="second-signal")
-            await tree.stop()
-            cut.cancel()
-        env.emit(PollerStopped(reports_unsent=len(poller.reporting.outbox), duration_s=loop.time() - begin_s))
-        code = EXIT_CUT if cut.done() and not cut.cancelled() else EXIT_OK
-        if tree.zombies():
-            # They swallow every cancellation: the interpreter would wait for them for ever.
-            observation.close()
-            os._exit(code)
-        return code
+        store = await _open_store(loaded, env)
+        try:
+            poller = new_poller(config, env, source_ip=source_ip, store=store)
+            return await _live(poller, observation, signals)
+        finally:
+            await store.close()
     finally:
         watchdog.stop()
         observation.close()
+
+
+async def _open_store(loaded: LoadedConfig, env: Env) -> ReportStore:
+    """Open the store of reports. Raises ConfigError."""
+    config = loaded.config
+    try:
+        return await open_store(config, env)
+    except SpoolError as error:
+        problem = ConfigProblem(
+            source=loaded.sources[-1],
+            path="state_dir",
+            found=f"{config.state_dir!r}, which can't be used: {error}",
+            accepted='an existing directory that only this poller writes to, or "" to keep reports in memory only',
+        )
+        raise ConfigError((problem,)) from error
+
+
+async def _live(poller: Poller, observation: Observation, signals: asyncio.Queue[signal.Signals]) -> int:
+    """Run the tree until a signal or its own end; return the exit code."""
+    env = poller.env
+    poller.on_polling = _tune_gc
+    tree = await start_poller(poller, services=lambda made: _services(made, observation))
+    async with asyncio.TaskGroup() as group:
+        ended = group.create_task(tree.wait(), name="tree")
+        told = group.create_task(signals.get(), name="signal")
+        await asyncio.wait({ended, told}, return_when=asyncio.FIRST_COMPLETED)
+        if ended.done():
+            told.cancel()
+            env.emit(PollerStopping(cause=f"the tree gave up: {ended.result()}"))
+            return EXIT_GAVE_UP
+        begin_s = env.clock.monotonic()
+        env.emit(PollerStopping(cause=told.result().name))
+        cut = group.create_task(_cut_on_signal(signals, tree.stop_now), name="second-signal")
+        await tree.stop()
+        cut.cancel()
+    env.emit(PollerStopped(reports_unsent=poller.reporting.sealer.reports, duration_s=env.clock.monotonic() - begin_s))
+    code = EXIT_CUT if cut.done() and not cut.cancelled() else EXIT_OK
+    if tree.zombies():
+        # They swallow every cancellation: the interpreter would wait for them for ever.
+        await poller.reporting.store.close()
+        observation.close()
+        os._exit(code)
+    return code
 
 
 def _no_reload(loaded: LoadedConfig) -> ConfigWarning:

@@ -6,7 +6,7 @@ The sections that this poller adds to Go's are in ``sections``, security blocks 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from serviceradar_poller.config.addresses import PORT_MAX, split_host_port
 from serviceradar_poller.config.decode import Findings, Node, decode, describe
@@ -19,11 +19,13 @@ from serviceradar_poller.config.durations import (
     seconds,
 )
 from serviceradar_poller.config.model import (
+    STATE_DIR_DEFAULT,
     AgentConfig,
     CheckConfig,
     LoggingConfig,
     OtelConfig,
     PollerConfig,
+    SecurityConfig,
     TlsConfig,
 )
 from serviceradar_poller.config.schema import ROOT
@@ -73,7 +75,8 @@ def build_config(document: Document) -> ParsedConfig:
     agents = _agents(root, findings)
     plain_checks = sum(not check.is_results for agent in agents for check in agent.checks)
     check_workers(root, findings)
-    reporting = build_reporting(root.node("reporting"), interval_ns, findings)
+    state_dir = root.string("state_dir") if root.has("state_dir") else STATE_DIR_DEFAULT
+    reporting = build_reporting(root.node("reporting"), interval_ns, findings, on_disk=bool(state_dir))
     _check_target(root, "core_address", findings)
     _check_listen_addr(root, findings)
     config = PollerConfig(
@@ -91,6 +94,7 @@ def build_config(document: Document) -> ParsedConfig:
         kv_domain=root.string("kv_domain"),
         workers=0,
         transport=build_transport(root, findings),
+        state_dir=state_dir,
         scheduling=build_scheduling(root.node("scheduling"), interval_ns, reporting.deadline_s, plain_checks, findings),
         reporting=reporting,
         resilience=build_resilience(root.node("resilience"), findings),
@@ -137,7 +141,17 @@ def _poll_interval(root: Node, findings: Findings) -> int:
 
 
 def _agents(root: Node, findings: Findings) -> tuple[AgentConfig, ...]:
-    return tuple(_agent(name, node, findings) for name, node in root.named_nodes("agents").items())
+    # A site's agents are much alike: what is equal is kept once.
+    checks: dict[tuple[CheckConfig, ...], tuple[CheckConfig, ...]] = {}
+    securities: dict[SecurityConfig | None, SecurityConfig | None] = {}
+    return tuple(
+        replace(
+            agent,
+            checks=checks.setdefault(agent.checks, agent.checks),
+            security=securities.setdefault(agent.security, agent.security),
+        )
+        for agent in (_agent(name, node, findings) for name, node in root.named_nodes("agents").items())
+    )
 
 
 def _agent(name: str, node: Node, findings: Findings) -> AgentConfig:

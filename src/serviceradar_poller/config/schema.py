@@ -151,6 +151,7 @@ ROOT = _object(
     _string("kv_domain"),
     Field(name="workers", kind=Kind.INT, own=True),
     Field(name="transport", kind=Kind.STRING, own=True),
+    Field(name="state_dir", kind=Kind.STRING, own=True),
     _own(
         "scheduling",
         _duration("spread_window", minimum=0),

@@ -7,6 +7,8 @@ from serviceradar_poller.config.decode import Findings, Node, describe
 from serviceradar_poller.config.durations import NS_PER_MS, NS_PER_S, format_duration, nanoseconds, seconds
 from serviceradar_poller.config.model import (
     CONNECTS_PER_S_DEFAULT,
+    QUEUE_BYTES_ON_DISK,
+    QUEUE_REPORTS_ON_DISK,
     HttpConfig,
     ReportingConfig,
     ReportMode,
@@ -48,8 +50,13 @@ def build_transport(root: Node, findings: Findings) -> TransportBackend:
     return default
 
 
-def build_reporting(node: Node, interval_ns: int, findings: Findings) -> ReportingConfig:
-    """Return how outcomes reach core; the report leaves before the next cycle begins."""
+def build_reporting(node: Node, interval_ns: int, findings: Findings, *, on_disk: bool) -> ReportingConfig:
+    """
+    Return how outcomes reach core; the report leaves before the next cycle begins.
+
+    Args:
+        on_disk: Reports wait in a state directory.
+    """
     default = ReportingConfig()
     deadline_ns = node.integer("deadline", min(DEADLINE_NS_DEFAULT, interval_ns // 2))
     if node.has("deadline") and deadline_ns >= interval_ns:
@@ -71,8 +78,10 @@ def build_reporting(node: Node, interval_ns: int, findings: Findings) -> Reporti
         batch_size=node.integer("batch_size", default.batch_size),
         batch_interval_s=_seconds(node, "batch_interval", default.batch_interval_s),
         call_timeout_s=_seconds(node, "call_timeout", default.call_timeout_s),
-        queue_bytes_max=node.integer("queue_bytes", default.queue_bytes_max),
-        queue_reports_max=node.integer("queue_reports", default.queue_reports_max),
+        queue_bytes_max=node.integer("queue_bytes", QUEUE_BYTES_ON_DISK if on_disk else default.queue_bytes_max),
+        queue_reports_max=node.integer(
+            "queue_reports", QUEUE_REPORTS_ON_DISK if on_disk else default.queue_reports_max
+        ),
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from serviceradar_poller.values import quick
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PollerStarted:
@@ -49,6 +51,7 @@ class AgentMisconfigured:
     problem: str
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckFinished:
     """
@@ -149,7 +152,7 @@ class ReportSent:
     Core accepted a report.
 
     Attributes:
-        kind: ``cycle``, ``early``, ``batch``, ``register`` or ``heartbeat``.
+        kind: ``cycle``, ``early``, ``current``, ``result``, ``batch``, ``register``, ``heartbeat`` or ``final``.
         transport: ``unary`` or ``stream``.
         age_s: From the report's own time to core's acceptance.
         tick_s: From the cycle's tick to acceptance, where it belongs to one; else negative.
@@ -178,12 +181,23 @@ class ReportFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportDropped:
-    """A report was given up: the queue was full, or core can never accept it."""
+    """Reports of one kind were given up: there was no room, or core can never accept them."""
 
     kind: str
     statuses: int
     reason: str
     queued: int
+    reports: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportSetAside:
+    """A report that core will never take is kept for the operator, out of the way of the others."""
+
+    kind: str
+    statuses: int
+    reason: str
+    report_id: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +205,82 @@ class ReportQueue:
     """How much waits for core; told when it changes."""
 
     reports: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolRecovered:
+    """
+    The spool is open, with what an earlier run left in it.
+
+    Attributes:
+        statuses: Those that core has not seen.
+        duration_s: Time that it took to open.
+        checked: The whole file was checked; else time for it ran out.
+    """
+
+    reports: int
+    statuses: int
+    size: int
+    positions: int
+    duration_s: float
+    checked: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolSetAside:
+    """
+    The spool's file can't be used: it was moved away for the operator, and a new one began.
+
+    Attributes:
+        reason: ``corrupt``, ``unreadable``, ``newer_version`` or ``not_a_spool``.
+        path: Where it is now.
+        statuses: Lost with it, as far as this run knows.
+    """
+
+    reason: str
+    error: str
+    path: str
+    statuses: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolWriteFailed:
+    """The spool can't be written; polling goes on. Told once until it can."""
+
+    reason: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolWritable:
+    """The spool can be written again after ``outage_s`` seconds and ``errors`` failed attempts."""
+
+    outage_s: float
+    errors: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolFilling:
+    """
+    What waits for core will soon have no room left; told once until that is over.
+
+    Attributes:
+        full_in_s: When that is, should it go on like this.
+        bytes_per_s: At this rate.
+        size: What waits on disk, or in memory where there is no disk, and *room_bytes* is what is left.
+    """
+
+    full_in_s: float
+    bytes_per_s: float
+    size: int
+    room_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolNotFilling:
+    """There is time enough again, or core takes more than comes in."""
+
     size: int
 
 
@@ -259,7 +349,14 @@ PollingEvent = (
     | ReportSent
     | ReportFailed
     | ReportDropped
+    | ReportSetAside
     | ReportQueue
+    | SpoolRecovered
+    | SpoolSetAside
+    | SpoolWriteFailed
+    | SpoolWritable
+    | SpoolFilling
+    | SpoolNotFilling
     | CoreLost
     | CoreConnected
     | ServerFailed

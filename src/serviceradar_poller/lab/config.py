@@ -25,6 +25,7 @@ def make_config(
     partition: str = "default",
     source_ip: str = "192.0.2.10",
     cert_dir: Path | str | None = None,
+    state_dir: Path | str = "",
     extra: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
     """
@@ -35,6 +36,7 @@ def make_config(
         checks: Of every agent, as they stand in a configuration file.
         poll_interval: A duration such as ``500ms``.
         cert_dir: A directory of make_pki(): mutual TLS to agents and core; None: plaintext.
+        state_dir: Where reports survive a restart; empty: nowhere.
         extra: Further top-level keys; they replace those made here.
     """
     config: dict[str, object] = {
@@ -54,6 +56,7 @@ def make_config(
         "source_ip": source_ip,
         "service_name": "PollerService",
         "security": _security(cert_dir, "core"),
+        "state_dir": str(state_dir),
         "logging": {"level": "info", "output": "stdout"},
         "http": {"listen_addr": "127.0.0.1:0"},
         **(extra or {}),

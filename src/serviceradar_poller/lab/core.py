@@ -47,6 +47,9 @@ class CoreFaultKind(enum.StrEnum):
     NOT_RECEIVED = "not_received"  # answers received=false; nothing is recorded
     ACK_LOST = "ack_lost"  # records the report, then answers with ``code``
     SLOW = "slow"  # records and answers after ``seconds``
+    UNARY_ONLY = "unary_only"  # streams are answered UNIMPLEMENTED
+    STREAM_ONLY = "stream_only"  # reports in one call are answered UNIMPLEMENTED
+    DIE = "die"  # breaks every connection in the middle of a call, and is back after ``seconds``; nothing is recorded
     DISAPPEAR = "disappear"  # listener and connections are gone until cleared
 
 
@@ -136,6 +139,7 @@ class SimulatedCore:
         self.calls: dict[str, int] = {"unary": 0, "stream": 0, "faulty": 0}
         self._met = 0
         self._changed = asyncio.Event()
+        self._dying: asyncio.Task[None] | None = None
         self._receive_bytes_max = receive_bytes_max
         self._credentials = _credentials(Path(cert_dir)) if cert_dir is not None else None
         self._server: grpc.aio.Server | None = None
@@ -189,6 +193,9 @@ class SimulatedCore:
 
     async def close(self) -> None:
         """Stop and give the port back."""
+        if self._dying is not None:
+            self._dying.cancel()
+            await asyncio.wait({self._dying})
         await self.stop()
         self._guard.close()
 
@@ -224,6 +231,8 @@ class SimulatedCore:
         request, size = sized
         self.calls["unary"] += 1
         after = await self._before(context)
+        if after is not None and after.kind is CoreFaultKind.DIE:
+            await self._die(after)
         if after is not None and after.kind is CoreFaultKind.NOT_RECEIVED:
             return pb.PollerStatusResponse(received=False)
         if not request.poller_id:
@@ -235,7 +244,7 @@ class SimulatedCore:
         self, parts: AsyncIterator[tuple[pb.PollerStatusChunk, int]], context: _Context
     ) -> pb.PollerStatusResponse:
         self.calls["stream"] += 1
-        after = await self._before(context)
+        after = await self._before(context, stream=True)
         chunks: list[pb.PollerStatusChunk] = []
         total = 0
         async for chunk, size in parts:
@@ -245,6 +254,8 @@ class SimulatedCore:
             if total > STREAM_BYTES_MAX:
                 await _refuse(context, GrpcCode.RESOURCE_EXHAUSTED, f"a stream of more than {STREAM_BYTES_MAX} bytes")
             chunks.append(chunk)
+            if after is not None and after.kind is CoreFaultKind.DIE:
+                await self._die(after)
             if chunk.is_final:
                 break
         if after is not None and after.kind is CoreFaultKind.NOT_RECEIVED:
@@ -254,10 +265,10 @@ class SimulatedCore:
         self.recorder.stream(chunks, size=total, monotonic_s=time.monotonic(), wall_s=time.time())
         return await self._recorded(after, context)
 
-    async def _before(self, context: _Context) -> CoreFault | None:
+    async def _before(self, context: _Context, *, stream: bool = False) -> CoreFault | None:
         """Do what the fault wants before a report is recorded; return it when it has a say afterwards too."""
         fault = self.fault
-        if fault is None:
+        if fault is None or fault.kind is (CoreFaultKind.STREAM_ONLY if stream else CoreFaultKind.UNARY_ONLY):
             return None
         self.calls["faulty"] += 1
         self._met += 1
@@ -268,11 +279,27 @@ class SimulatedCore:
                 await asyncio.Event().wait()  # until the client gives up or the server stops
             case CoreFaultKind.REJECT:
                 await _refuse(context, fault.code, fault.message)
+            case CoreFaultKind.UNARY_ONLY | CoreFaultKind.STREAM_ONLY:
+                await _refuse(context, GrpcCode.UNIMPLEMENTED, "unknown method")
             case CoreFaultKind.SLOW:
                 await asyncio.sleep(fault.seconds)
             case _:
                 pass
         return fault
+
+    async def _die(self, fault: CoreFault) -> NoReturn:
+        """Let the server go under this call, and come back later."""
+
+        async def restart() -> None:
+            await self.stop()
+            await asyncio.sleep(fault.seconds)
+            if self.fault is None or self.fault.kind is not CoreFaultKind.DISAPPEAR:
+                await self.start()
+
+        if self._dying is None or self._dying.done():
+            self._dying = asyncio.create_task(restart(), name="dying")
+        await asyncio.Event().wait()  # the stop ends this call
+        raise AssertionError("the server is gone")
 
     async def _recorded(self, after: CoreFault | None, context: _Context) -> pb.PollerStatusResponse:
         changed, self._changed = self._changed, asyncio.Event()

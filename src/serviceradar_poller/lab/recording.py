@@ -317,11 +317,12 @@ class Recorder:
 
 
 def _is_json(message: bytes) -> bool:
+    """Tell whether it is JSON; nothing is built of it, which may be hundreds of megabytes."""
     try:
-        msgspec.json.decode(message)
+        msgspec.json.decode(message, type=msgspec.Raw)
+        return message.isascii() or bool(message.decode())
     except (msgspec.DecodeError, UnicodeDecodeError):
         return False
-    return True
 
 
 _CHUNK_FIELDS = (

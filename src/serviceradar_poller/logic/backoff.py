@@ -106,6 +106,8 @@ def new_retry_budget(settings: RetryBudgetSettings) -> RetryBudget:
 
 def deposit(budget: RetryBudget, settings: RetryBudgetSettings) -> RetryBudget:
     """Count a first attempt: it earns a fraction of a retry. [Source: Finagle's RetryBudget, linkerd.]"""
+    if budget.tokens >= settings.tokens_max:
+        return budget
     return RetryBudget(tokens=min(settings.tokens_max, budget.tokens + settings.ratio))
 
 

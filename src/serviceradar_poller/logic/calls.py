@@ -118,6 +118,12 @@ def split_call(call: UnaryCall, *, size_of: Callable[[ServiceStatus], int]) -> t
     return first, second
 
 
+def first_agent(statuses: Sequence[ServiceStatus]) -> tuple[ServiceStatus, ...]:
+    """Return the statuses of the first agent that has one: all that `register_call` takes of *statuses*."""
+    agent_id = next((status.agent_id for status in statuses if status.agent_id), "")
+    return tuple(status for status in statuses if status.agent_id == agent_id)
+
+
 def register_call(
     head: ReportHead,
     statuses: Sequence[ServiceStatus],

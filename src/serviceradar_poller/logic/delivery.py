@@ -36,14 +36,19 @@ _ABOUT_CORE = frozenset(
 )
 
 
-def judge(error: CallError) -> Refusal:
+def judge(error: CallError, *, stream: bool = False) -> Refusal:
     """
     Return what a failed call to core means.
+
+    Whoever does not know the call that every report is made by is no core, or not yet one: no report is at fault. A
+    core without streams, however, never takes one.
 
     Core answers UNKNOWN when its database fails, and RESOURCE_EXHAUSTED to a message above its limit as well as to too
     many of them.
     """
     if error.unreachable or error.layer is Layer.DEADLINE or error.code in _ABOUT_CORE:
+        return Refusal.TROUBLE
+    if error.code is GrpcCode.UNIMPLEMENTED and not stream:
         return Refusal.TROUBLE
     if error.code is GrpcCode.RESOURCE_EXHAUSTED:
         return Refusal.TOO_LARGE

@@ -15,6 +15,7 @@ import msgspec
 from serviceradar_poller.errors import CallError, GrpcCode, Layer
 from serviceradar_poller.logic.enrich import enrich, should_enrich
 from serviceradar_poller.logic.wrap import needs_wrap, wrap
+from serviceradar_poller.values import quick
 from serviceradar_poller.wire.messages import (
     SOURCE_RESULTS,
     SOURCE_STATUS,
@@ -74,6 +75,7 @@ class CheckSubject:
     is_results: bool
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """
@@ -115,7 +117,7 @@ def from_status(
         available=response.available,
         message=_enriched(response.message, subject, device),
         service_type=subject.service_type,
-        agent_id=response.agent_id or subject.agent,
+        agent_id=_answered_as(response.agent_id, subject),
         response_time=response.response_time,
         source=SOURCE_STATUS,
     )
@@ -150,7 +152,7 @@ def from_results(
         available=response.available,
         message=_enriched(response.data, subject, device),
         service_type="sync" if is_sync else subject.service_type,
-        agent_id=response.agent_id or subject.agent,
+        agent_id=_answered_as(response.agent_id, subject),
         response_time=response.response_time,
         source=SOURCE_RESULTS,
     )
@@ -200,6 +202,11 @@ def from_failure(error: CallError, subject: CheckSubject, reporter: Reporter, de
         source=SOURCE_RESULTS if subject.is_results else SOURCE_STATUS,
     )
     return Outcome(subject=subject, tick=tick, verdict=Verdict.FAILED, status=status, reason=error.reason, error=text)
+
+
+def _answered_as(agent_id: str, subject: CheckSubject) -> str:
+    """Return the id to report; where it is the subject's, that very text: a status is kept for a whole cycle."""
+    return subject.agent if agent_id in ("", subject.agent) else agent_id
 
 
 def _too_large(size: int) -> CallError:

@@ -11,9 +11,12 @@ seeing an old "available" when the actors behind it are gone.
       ├──────────────────────┼──────────────────────────┼──────────── tick k+1
                           cycle report              early report
 
-A result set is told once, with the next report. A book is plain data without clock or loop: callers pass ``now_s``
-(monotonic) and send what comes back. It is mutable, since a cycle of 10,000 outcomes would otherwise copy itself 10,000
-times; it belongs to one owner and outlives the actor that sends.
+A result set is told once, with the next report. One that is too large for that goes by itself; core's view then shows
+nothing else, so a full snapshot is asked for, and likewise after a backlog.
+
+A book is plain data without clock or loop: callers pass ``now_s`` (monotonic) and send what comes back. It is mutable,
+since a cycle of 10,000 outcomes would otherwise copy itself 10,000 times; it belongs to one owner and outlives the
+actor that sends.
 """
 
 from __future__ import annotations
@@ -42,7 +45,9 @@ class ReportKind(enum.StrEnum):
 
     CYCLE = "cycle"
     EARLY = "early"
+    CURRENT = "current"  # all that is known, after something went to core that shows less
     BATCH = "batch"
+    RESULT = "result"  # one large result set by itself, cut by no book
     HEARTBEAT = "heartbeat"  # nothing to tell yet, but alive
     FINAL = "final"  # what was left when the poller stopped
 
@@ -64,6 +69,7 @@ class Cut:
         tick: The cycle it closes; None when it closes none.
         fresh: Statuses that core has not seen yet; the others repeat what it knows.
         positions: To be remembered when core has accepted the report.
+        change: It tells a change of state: the last to go when there is no room for all.
     """
 
     kind: ReportKind
@@ -71,6 +77,7 @@ class Cut:
     tick: int | None = None
     fresh: int = 0
     positions: tuple[Position, ...] = ()
+    change: bool = False
 
 
 class ReportBook(Protocol):
@@ -97,6 +104,15 @@ class ReportBook(Protocol):
 
     def final(self, now_s: float) -> Cut | None:
         """Return what core has not seen yet, regardless of any deadline; None when that is nothing."""
+        ...
+
+    def want_current(self, now_s: float, *, unless_newer: bool = False) -> None:
+        """
+        Ask for a report of all that is known, to be cut as soon as early reports may be.
+
+        Args:
+            unless_newer: Not where the last such report is newer than the interval between early reports.
+        """
         ...
 
     def set_subjects(self, subjects: Mapping[CheckId, tuple[CheckSubject, Device]], now_s: float) -> None:
@@ -177,6 +193,8 @@ class CycleBook:
         self._changed: set[CheckId] = set()
         self._changed_s = 0.0
         self._early_s = -early_interval_s
+        self._snapshot_s = float("-inf")
+        self._wanted = False  # a snapshot, whether or not anything changed
         self.stale_total = 0
 
     def set_subjects(self, subjects: Mapping[CheckId, tuple[CheckSubject, Device]], now_s: float) -> None:
@@ -223,12 +241,17 @@ class CycleBook:
             if complete or now_s >= self._timetable.tick_time(self._tick) + self._deadline_s:
                 self._tick_reported = self._tick
                 self._mark_stale(now_s)
-                return self._snapshot(ReportKind.CYCLE, tick=self._tick)
+                return self._snapshot(ReportKind.CYCLE, now_s, tick=self._tick)
         if self._changed and now_s >= self._early_at_s():
             self._early_s = now_s
-            return self._snapshot(ReportKind.EARLY)
+            return self._snapshot(ReportKind.EARLY, now_s)
+        if self._wanted and now_s >= self._current_at_s():
+            self._early_s = now_s
+            if any(entry.status is not None for entry in self._entries.values()):
+                return self._snapshot(ReportKind.CURRENT, now_s)
+            self._wanted = False  # nothing is known yet that core could show
         if self._results.full:
-            return self._snapshot(ReportKind.EARLY)
+            return self._snapshot(ReportKind.EARLY, now_s)
         return None
 
     def next_cut_s(self, now_s: float) -> float:
@@ -238,17 +261,27 @@ class CycleBook:
             wake_s = self._timetable.tick_time(self._tick) + self._deadline_s
         else:
             wake_s = self._timetable.tick_time(self._tick + 1) + self._deadline_s
+        if self._wanted:
+            wake_s = min(wake_s, self._current_at_s())
         return min(wake_s, self._early_at_s()) if self._changed else wake_s
+
+    def want_current(self, now_s: float, *, unless_newer: bool = False) -> None:
+        """Ask for a snapshot; the next one, of whatever kind, will do."""
+        if not unless_newer or now_s - self._snapshot_s >= self._early_interval_s:
+            self._wanted = True
 
     def final(self, now_s: float) -> Cut | None:
         """Return a full snapshot when it holds anything that core has not seen."""
         self._advance(now_s)
         if not len(self._results) and not any(entry.fresh for entry in self._entries.values()):
             return None
-        return self._snapshot(ReportKind.FINAL)
+        return self._snapshot(ReportKind.FINAL, now_s)
 
     def _early_at_s(self) -> float:
-        return max(self._changed_s + EARLY_SETTLE_S, self._early_s + self._early_interval_s)
+        return max(self._changed_s + EARLY_SETTLE_S, self._current_at_s())
+
+    def _current_at_s(self) -> float:
+        return self._early_s + self._early_interval_s
 
     def _advance(self, now_s: float) -> None:
         tick = self._timetable.tick_at(now_s)
@@ -286,13 +319,17 @@ class CycleBook:
             entry.fresh = True
             self._changed.discard(check)  # it is told with this very report
 
-    def _snapshot(self, kind: ReportKind, *, tick: int | None = None) -> Cut:
+    def _snapshot(self, kind: ReportKind, now_s: float, *, tick: int | None = None) -> Cut:
+        self._snapshot_s = now_s
+        self._wanted = False
         statuses: list[ServiceStatus] = []
         fresh = len(self._results)
+        change = False
         for entry in self._entries.values():
             if entry.status is None:
                 continue
             statuses.append(entry.status)
+            change = change or entry.reported not in (None, entry.status.available)
             fresh += entry.fresh
             entry.fresh = False
             entry.reported = entry.status.available
@@ -307,6 +344,7 @@ class CycleBook:
             tick=tick,
             fresh=fresh,
             positions=tuple(results.positions),
+            change=change,
         )
 
 
@@ -346,6 +384,9 @@ class BatchBook:
         if self._pending:
             return self._since_s + self._batch_interval_s
         return self._cut_s + self._heartbeat_interval_s
+
+    def want_current(self, now_s: float, *, unless_newer: bool = False) -> None:
+        """Do nothing: a batch never shows all that is known."""
 
     def final(self, now_s: float) -> Cut | None:
         """Return the batch begun, if it holds anything."""

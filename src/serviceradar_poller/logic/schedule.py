@@ -19,10 +19,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import msgspec
 
 #: A regular run this soon after an expedited one would tell nothing new.
 EXPEDITED_COVERS_S = 1.0
+#: Plain checks of an agent that begin together: a wake-up and a TLS record for all of them, and no burst.
+CHECKS_TOGETHER = 8
 #: Results are never asked for more often, whatever the configuration says.
 RESULTS_INTERVAL_S_MIN = 0.1
 
@@ -48,11 +52,12 @@ class Timetable:
 
     def _newest(self, now: float, offset_s: float) -> int:
         """Return the newest k with tick_time(k) + offset_s <= now, which may be negative."""
-        index = math.floor((now - offset_s - self.epoch_s) / self.interval_s)
+        epoch_s, interval_s = self.epoch_s, self.interval_s
+        index = math.floor((now - offset_s - epoch_s) / interval_s)
         # The division rounds; the comparison that counts is the one with the slot's own time.
-        while self.tick_time(index) + offset_s > now:
+        while epoch_s + index * interval_s + offset_s > now:
             index -= 1
-        while self.tick_time(index + 1) + offset_s <= now:
+        while epoch_s + (index + 1) * interval_s + offset_s <= now:
             index += 1
         return index
 
@@ -79,8 +84,7 @@ class CheckPlan:
         assert self.interval_s is None or 0 <= self.interval_s < math.inf
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Due:
+class Due(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """
     One run that begins now.
 
@@ -99,10 +103,9 @@ class Due:
     missed: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Check:
+class _Check(msgspec.Struct, frozen=True, gc=False):
     """
-    One check's state.
+    One check's state. Two of these are made in every run of a check: a dataclass takes five times as long to make.
 
     Attributes:
         next_s: When its next regular run is due. While it runs: the earliest that the next one can be.
@@ -125,8 +128,7 @@ class _Check:
         return self.next_s if self.expedited_s is None else min(self.expedited_s, self.next_s)
 
 
-@dataclass(frozen=True, slots=True)
-class Schedule:
+class Schedule(msgspec.Struct, frozen=True):
     """The checks of one agent and where they stand; opaque."""
 
     timetable: Timetable
@@ -143,12 +145,20 @@ def offset_s(poller_id: str, agent: str, check_key: str, window_s: float) -> flo
         window_s: 0 puts every check on the tick itself.
     """
     assert window_s >= 0
-    parts = (poller_id, agent, check_key)
-    text = "".join(f"{len(part)}:{part}" for part in parts).encode("utf-8", "surrogatepass")
-    digest = hashlib.blake2b(text, digest_size=8).digest()
     # 53 bits fill a double exactly, so the fraction is below 1; the product may still round up to the window.
-    fraction = (int.from_bytes(digest, "big") >> 11) / 2.0**53
+    fraction = (_hashed(poller_id, agent, check_key) >> 11) / 2.0**53
     return min(fraction * window_s, math.nextafter(window_s, 0.0))
+
+
+def place_of(check_key: str, checks: int) -> str:
+    """
+    Return the name of the place that a plain check shares with some of its agent's others, to give to `offset_s`.
+
+    Args:
+        checks: Plain checks of the agent. Up to CHECKS_TOGETHER share one place; of more, about so many each.
+    """
+    places = math.ceil(checks / CHECKS_TOGETHER)
+    return str(_hashed(check_key) % places) if places > 1 else ""
 
 
 def new_schedule(timetable: Timetable, plans: Sequence[CheckPlan], now: float) -> Schedule:
@@ -182,12 +192,14 @@ def due(schedule: Schedule, now: float) -> tuple[Schedule, tuple[Due, ...]]:
     checks = dict(schedule.checks)
     taken: list[Due] = []
     for key, check in schedule.checks.items():
-        wanted_s = check.wanted_s
-        if wanted_s is not None and wanted_s <= now:
+        if check.running:
+            continue
+        if check.next_s <= now or (check.expedited_s is not None and check.expedited_s <= now):
             start = _start_plain if check.plan.interval_s is None else _start_results
             checks[key], run = start(schedule.timetable, check, now)
             taken.append(run)
-    taken.sort(key=lambda run: run.scheduled_s)
+    if len(taken) > 1:
+        taken.sort(key=lambda run: run.scheduled_s)
     return _schedule(schedule.timetable, checks, now), tuple(taken)
 
 
@@ -204,16 +216,17 @@ def finished(schedule: Schedule, key: str, now: float, *, ok: bool, retry_delay_
     assert now >= schedule.now_s, "time went backwards"
     check = schedule.checks[key]
     assert check.running, f"{key!r} finished without running"
-    if check.plan.interval_s is None:
-        slot = max(check.slot, schedule.timetable._newest(now, check.plan.offset_s) + 1)
-        next_s = schedule.timetable.tick_time(slot) + check.plan.offset_s
-        check = replace(check, running=False, slot=slot, next_s=next_s)
+    plan, slot, next_s = check.plan, check.slot, check.next_s
+    if plan.interval_s is None:
+        timetable = schedule.timetable
+        if next_s <= now or next_s != timetable.tick_time(slot) + plan.offset_s:
+            slot = max(slot, timetable._newest(now, plan.offset_s) + 1)
+            next_s = timetable.tick_time(slot) + plan.offset_s
     else:
-        next_s = check.next_s
         if not ok and retry_delay_s is not None:
             assert retry_delay_s >= 0
             next_s = min(now + retry_delay_s, max(next_s, now))
-        check = replace(check, running=False, next_s=next_s)
+    check = _Check(plan, next_s, slot, check.accounted, expedited_s=check.expedited_s)
     return _schedule(schedule.timetable, {**schedule.checks, key: check}, now)
 
 
@@ -232,7 +245,7 @@ def expedite(schedule: Schedule, keys: Iterable[str], now: float) -> Schedule:
     for key in keys:
         check = checks[key]
         if not check.running and check.expedited_s is None:
-            checks[key] = replace(check, expedited_s=now)
+            checks[key] = msgspec.structs.replace(check, expedited_s=now)
     return _schedule(schedule.timetable, checks, now)
 
 
@@ -244,6 +257,12 @@ def next_due_s(schedule: Schedule) -> float | None:
 def running(schedule: Schedule) -> tuple[str, ...]:
     """Return the checks that `due` gave and that have not `finished`."""
     return tuple(key for key, check in schedule.checks.items() if check.running)
+
+
+def _hashed(*parts: str) -> int:
+    """Return 64 bits of *parts*, which don't run into each other."""
+    text = "".join(f"{len(part)}:{part}" for part in parts).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
 def _start_plain(timetable: Timetable, check: _Check, now: float) -> tuple[_Check, Due]:
@@ -300,5 +319,9 @@ def _interval_s(timetable: Timetable, plan: CheckPlan) -> float:
 
 
 def _schedule(timetable: Timetable, checks: Mapping[str, _Check], now: float) -> Schedule:
-    wanted = [wanted_s for check in checks.values() if (wanted_s := check.wanted_s) is not None]
-    return Schedule(timetable, checks, now, min(wanted, default=None))
+    wake_s: float | None = None
+    for check in checks.values():
+        wanted_s = check.wanted_s
+        if wanted_s is not None and (wake_s is None or wanted_s < wake_s):
+            wake_s = wanted_s
+    return Schedule(timetable, checks, now, wake_s)

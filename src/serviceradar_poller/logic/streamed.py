@@ -132,7 +132,7 @@ def to_outcome(
     Return the outcome of a streamed result; one without new data has nothing for core.
 
     Args:
-        message: All pieces together.
+        message: All pieces together, of a result that is told with the next report.
         response_time: From the request to the last chunk, nanoseconds.
     """
     if not result.merged.has_new_data:
@@ -148,6 +148,17 @@ def to_outcome(
         tick=tick,
         verdict=Verdict.AVAILABLE,
         status=replace(result.status, message=message, response_time=response_time),
+        sequence=result.merged.sequence,
+    )
+
+
+def stored_outcome(result: StreamedResult, subject: CheckSubject, *, tick: int) -> Outcome:
+    """Return the outcome of a streamed result that has gone to core by itself: there is nothing left to tell."""
+    return Outcome(
+        subject=subject,
+        tick=tick,
+        verdict=Verdict.AVAILABLE,
+        status=None,
         sequence=result.merged.sequence,
     )
 

@@ -37,10 +37,10 @@ class Changes:
     def check(self, event: CheckFinished) -> tuple[Level, str] | None:
         """Return the level and message where *event* is a change; None where the check goes on as before."""
         states = self._states
+        if not states and event.outcome == "available":
+            return None
         key = ("check", event.agent, event.service_type, event.service_name, event.kind)
         if event.outcome == "available":
-            if not states:
-                return None
             states.pop(("missed", *key[1:4]), None)
             before = states.pop(key, None)
             return None if before is None else (Level.INFO, "check recovered")

@@ -8,7 +8,7 @@ machine may connect, a request must also be addressed to this machine (a web pag
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -69,6 +69,8 @@ class Sources:
         tree: The running tree; None until it is up, for the server is itself a part of it.
         log_lines_dropped: Lines that the log could not write.
         verdict: Judges the whole; by default from the state.
+        statuses: Where every status is, by place; for /health.
+        spool: What waits for core and its bounds; for /health.
     """
 
     state: PollerState
@@ -76,6 +78,8 @@ class Sources:
     tree: Callable[[], Tree | None]
     log_lines_dropped: Callable[[], int] = lambda: 0
     verdict: Callable[[], HealthVerdict] | None = None
+    statuses: Callable[[], Mapping[str, object]] = dict
+    spool: Callable[[], Mapping[str, object]] = dict
 
     def judge(self) -> HealthVerdict:
         """Return the verdict on the whole."""
@@ -184,6 +188,8 @@ class _Endpoints:
             verdict,
             process=process_figures(),
             process_count=self._sources.process_count(),
+            statuses=self._sources.statuses(),
+            spool=self._sources.spool(),
         )
         return _json(answer, 503 if verdict.status.value == "unhealthy" else 200)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def duration(seconds: float) -> str:
     """Return *seconds* with two or three digits that matter; ``–`` for a negative, unknown one."""
-    if seconds < 0:
+    if not 0 <= seconds < math.inf:
         return "–"
     if seconds < 0.00995:
         return f"{seconds * 1000:.1f} ms"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from serviceradar_poller.logic.health import HealthInput, HealthVerdict
 from serviceradar_poller.observe.process import ProcessFigures
 from serviceradar_poller.observe.state import PollerState
@@ -39,9 +41,19 @@ def health_input(state: PollerState, *, tree_up: bool) -> HealthInput:
 
 
 def health_answer(
-    state: PollerState, verdict: HealthVerdict, *, process: ProcessFigures, process_count: int
+    state: PollerState,
+    verdict: HealthVerdict,
+    *,
+    process: ProcessFigures,
+    process_count: int,
+    statuses: Mapping[str, object],
+    spool: Mapping[str, object],
 ) -> dict[str, object]:
-    """Return the body of /health; ``uptime`` in seconds, ``memory_usage`` resident bytes."""
+    """
+    Return the body of /health.
+
+    ``uptime`` in seconds, ``memory_usage`` resident bytes, ``statuses`` by place, ``spool``: what waits and its bounds.
+    """
     counts = state.agent_counts()
     core = state.core
     return {
@@ -52,6 +64,8 @@ def health_answer(
         "agents": {"total": sum(counts.values())} | counts,
         "core_connection": {None: "unknown", True: "connected", False: "disconnected"}[core.connected],
         "reports_queued": core.queue_reports,
+        "statuses": dict(statuses),
+        "spool": dict(spool),
         "uptime": round(state.uptime_s, 3),
         "memory_usage": process.rss_bytes,
         "process_count": process_count,

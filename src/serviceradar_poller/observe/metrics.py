@@ -26,6 +26,7 @@ from serviceradar_poller.events import kernel as k
 from serviceradar_poller.events import polling as p
 from serviceradar_poller.observe import own_events as o
 from serviceradar_poller.observe.own_events import ObservedEvent
+from serviceradar_poller.observe.tally import CounterTally, HistogramTally
 
 NAMESPACE = "serviceradar_poller"
 #: Distinct values of one label; reasons, service types and child kinds are a few dozen in practice.
@@ -51,8 +52,6 @@ class MetricsSink:
         self._agents_up: dict[str, bool] = {}
         self._breakers: dict[str, str] = {}
         self._make()
-        self._children: dict[tuple[str, ...], Counter] = {}
-        self._latency: dict[str, Histogram] = {}
         self._handlers: dict[type, Callable[..., None]] = self._handler_table()
         Gauge(
             "build_info",
@@ -106,16 +105,23 @@ class MetricsSink:
 
     def _make(self) -> None:
         counter, gauge, histogram = self._counter, self._gauge, self._histogram
-        self.polls = counter(
-            "polls", "Checks that have an outcome, by service type, outcome and reason of the failure.",
-            "service_type", "outcome", "reason",
-        )  # fmt: skip
-        self.poll_latency = histogram(
-            "poll_duration_seconds",
+        self.polls = CounterTally(
+            f"{NAMESPACE}_polls",
+            "Checks that have an outcome, by service type, outcome and reason of the failure.",
+            ("service_type", "outcome", "reason"),
+        )
+        self.poll_latency = HistogramTally(
+            f"{NAMESPACE}_poll_duration_seconds",
             "Time from the start of a check to its outcome, retries included.",
+            LATENCY_BUCKETS_S,
             "kind",
         )
-        self.poll_lateness = histogram("poll_lateness_seconds", "How far behind its schedule a check started.")
+        self.poll_lateness = HistogramTally(
+            f"{NAMESPACE}_poll_lateness_seconds", "How far behind its schedule a check started.", LATENCY_BUCKETS_S
+        )
+        for tally in (self.polls, self.poll_latency, self.poll_lateness):
+            self.registry.register(tally)
+        self._lateness = self.poll_lateness.of("")
         self.poll_retries = counter("poll_retries", "Attempts of checks beyond the first one.")
         self.polls_missed = counter("polls_missed", "Intervals that went by without a check being started.")
         self.polls_unsupported = counter(
@@ -161,6 +167,20 @@ class MetricsSink:
         )
         self.reports_dropped = counter("reports_dropped", "Reports given up, by reason.", "reason")
         self.statuses_dropped = counter("statuses_dropped", "Statuses in the reports that were given up.")
+        self.reports_set_aside = counter(
+            "reports_set_aside", "Reports kept for the operator because core does not take them, by reason.", "reason"
+        )
+        self.spool_files_set_aside = counter(
+            "spool_files_set_aside", "Spool files that could not be used and were moved away, by reason.", "reason"
+        )
+        self.spool_write_outages = counter(
+            "spool_write_outages", "Times when the spool could not be written, by reason.", "reason"
+        )
+        self.spool_filling = counter("spool_filling", "Times when the spool was about to be full.")
+        self.spool_writable = gauge("spool_writable", "Whether the spool could be written last: 1 or 0.")
+        self.spool_recovered = counter(
+            "spool_recovered_statuses", "Statuses found in the spool at its opening that core has not seen."
+        )
         self.queue_reports = gauge("queue_reports", "Reports that wait for core.")
         self.queue_bytes = gauge("queue_bytes", "Encoded size of the reports that wait for core.")
         self.child_starts = counter("child_starts", "Children that became ready, by kind.", "child")
@@ -211,7 +231,13 @@ class MetricsSink:
             p.ReportSent: self._report_sent,
             p.ReportFailed: lambda e: self._child(self.report_failures, self._reason(e.reason)).inc(),
             p.ReportDropped: self._report_dropped,
+            p.ReportSetAside: lambda e: self._child(self.reports_set_aside, self._reason(e.reason)).inc(),
             p.ReportQueue: self._report_queue,
+            p.SpoolRecovered: self._spool_recovered,
+            p.SpoolSetAside: lambda e: self._child(self.spool_files_set_aside, self._reason(e.reason)).inc(),
+            p.SpoolWriteFailed: self._spool_write_failed,
+            p.SpoolWritable: lambda e: self.spool_writable.set(1),
+            p.SpoolFilling: count(self.spool_filling),
             p.CoreLost: self._core_lost,
             p.CoreConnected: self._core_connected,
             p.ServerFailed: lambda e: self._child(self.listener_failures, self._limited("name", e.name)).inc(),
@@ -233,18 +259,13 @@ class MetricsSink:
 
     def _check_finished(self, event: p.CheckFinished) -> None:
         key = (event.service_type, event.outcome, event.reason)
-        polls = self._children.get(key)
-        if polls is None:
-            limited = (self._limited("service_type", key[0]), key[1], self._reason(key[2]))
-            polls = self.polls.labels(*limited)
-            if limited == key:
-                self._children[key] = polls
-        polls.inc()
-        latency = self._latency.get(event.kind)
-        if latency is None:
-            latency = self._latency[event.kind] = self.poll_latency.labels(event.kind)
-        latency.observe(event.latency_s)
-        self.poll_lateness.observe(event.lateness_s)
+        polls = self.polls.counts
+        if key not in polls:
+            key = (self._limited("service_type", key[0]), key[1], self._reason(key[2]))
+            polls.setdefault(key, 0)
+        polls[key] += 1
+        self.poll_latency.of(event.kind).add(event.latency_s)
+        self._lateness.add(event.lateness_s)
         if event.attempts > 1:
             self.poll_retries.inc(event.attempts - 1)
 
@@ -285,12 +306,20 @@ class MetricsSink:
             self.report_tick.observe(event.tick_s)
 
     def _report_dropped(self, event: p.ReportDropped) -> None:
-        self._child(self.reports_dropped, self._reason(event.reason)).inc()
+        self._child(self.reports_dropped, self._reason(event.reason)).inc(event.reports)
         self.statuses_dropped.inc(event.statuses)
 
     def _report_queue(self, event: p.ReportQueue) -> None:
         self.queue_reports.set(event.reports)
         self.queue_bytes.set(event.size)
+
+    def _spool_recovered(self, event: p.SpoolRecovered) -> None:
+        self.spool_recovered.inc(event.statuses)
+        self.spool_writable.set(1)
+
+    def _spool_write_failed(self, event: p.SpoolWriteFailed) -> None:
+        self._child(self.spool_write_outages, self._reason(event.reason)).inc()
+        self.spool_writable.set(0)
 
     def _core_lost(self, event: p.CoreLost) -> None:
         self._child(self.core_lost, self._reason(event.reason)).inc()

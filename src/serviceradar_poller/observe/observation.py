@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any
 
 from serviceradar_poller.config.model import AgentConfig, LoggingConfig
@@ -94,9 +94,22 @@ class Observation:
         self.metrics.observe_lag(lag_s)
         self.state.observe_lag(lag_s)
 
-    def sources(self, tree: Callable[[], Tree | None]) -> Sources:
+    def sources(
+        self,
+        tree: Callable[[], Tree | None],
+        *,
+        statuses: Callable[[], Mapping[str, object]] = dict,
+        spool: Callable[[], Mapping[str, object]] = dict,
+    ) -> Sources:
         """Return what HttpServer answers from."""
-        return Sources(state=self.state, metrics=self.metrics, tree=tree, log_lines_dropped=lambda: self.log.dropped)
+        return Sources(
+            state=self.state,
+            metrics=self.metrics,
+            tree=tree,
+            log_lines_dropped=lambda: self.log.dropped,
+            statuses=statuses,
+            spool=spool,
+        )
 
     def close(self) -> int:
         """Flush the log, within a second, and let go of loop and logging; return how many lines were lost."""

@@ -29,6 +29,8 @@ from serviceradar_poller.observe.snapshot import (
 
 AGENTS_MAX = 20_000
 CHECKS_PER_AGENT_MAX = 1_000
+#: Names of checks that are kept once for all agents; beyond it, once more.
+KEYS_SHARED_MAX = 4_096
 #: Supervisors that gave up and are remembered until they are back.
 GAVE_UP_MAX = 100
 #: Drops of reports count as recent for this long; at most so many are remembered one by one.
@@ -71,6 +73,8 @@ class PollerState:
         self._gave_up: dict[str, None] = {}
         self._drops: deque[float] = deque(maxlen=RECENT_DROPS_MAX)
         self._agents: dict[str, AgentState] = {}
+        #: Names of checks that agents have in common, each once.
+        self._keys: dict[tuple[str, str, str], tuple[str, str, str]] = {}
         self._overflow = 0
         self._latencies = Ring(ALL_LATENCIES)
         self._lags = Ring(LAGS)
@@ -94,6 +98,7 @@ class PollerState:
             p.ReportSent: self._report_sent,
             p.ReportFailed: lambda e: self._count(self._core, "report_failures"),
             p.ReportDropped: self._report_dropped,
+            p.ReportSetAside: self._report_set_aside,
             p.ReportQueue: lambda e: self._core.update(queue_reports=e.reports, queue_bytes=e.size),
             p.CoreLost: lambda e: self._core_changed(e.address, connected=False, reason=e.reason, error=e.error),
             p.CoreConnected: lambda e: self._core_changed(e.address, connected=True, reason="", error=""),
@@ -288,7 +293,9 @@ class PollerState:
             if len(agent.checks) >= CHECKS_PER_AGENT_MAX:
                 self._overflow += 1
                 return
-            check = agent.checks[key] = CheckState()
+            if len(self._keys) >= KEYS_SHARED_MAX:
+                self._keys.clear()
+            check = agent.checks[self._keys.setdefault(key, key)] = CheckState()
         check.outcome = event.outcome
         check.reason = event.reason
         check.error = event.error
@@ -361,6 +368,11 @@ class PollerState:
             self._count(core, "cycles")
 
     def _report_dropped(self, event: p.ReportDropped) -> None:
+        self._count(self._core, "reports_dropped", event.reports)
+        self._drops.append(self._clock())
+        self._count(self._core, "statuses_dropped", event.statuses)
+
+    def _report_set_aside(self, event: p.ReportSetAside) -> None:
         self._count(self._core, "reports_dropped")
         self._drops.append(self._clock())
         self._count(self._core, "statuses_dropped", event.statuses)

@@ -6,8 +6,8 @@ What belongs here: starting, watching, restarting and stopping processes. What d
 the outside sees.
 """
 
-from serviceradar_poller.otp.actor import Actor, actor
-from serviceradar_poller.otp.build import dynamic_supervisor, supervisor
+from serviceradar_poller.otp.actor import Actor, actor, member
+from serviceradar_poller.otp.build import another, dynamic_supervisor, supervisor
 from serviceradar_poller.otp.child import Child
 from serviceradar_poller.otp.errors import (
     AlreadyPresent,
@@ -94,7 +94,9 @@ __all__ = [
     "Tree",
     "TreeNode",
     "actor",
+    "another",
     "dynamic_supervisor",
+    "member",
     "quote_id",
     "start_tree",
     "supervisor",

@@ -37,6 +37,7 @@ def supervisor(
     intensity: int = 1,
     period_s: float = 5.0,
     auto_shutdown: AutoShutdown = AutoShutdown.NEVER,
+    context: object = None,
     **spec_fields: Any,
 ) -> ChildSpec:
     """
@@ -45,6 +46,7 @@ def supervisor(
     Args:
         children: In start order; a callable is evaluated anew at each start.
         intensity: Restarts tolerated within *period_s*.
+        context: What children made by `member` start from.
         spec_fields: Further fields of ChildSpec.
     Raises:
         SpecError: A field or a child can't be used. For a callable's children: the start fails with it.
@@ -52,7 +54,19 @@ def supervisor(
     flags = SupervisorFlags(strategy=strategy, intensity=intensity, period_s=period_s, auto_shutdown=auto_shutdown)
     if not callable(children):
         children = check_children(children, auto_shutdown)
-    return build_spec(id, SupervisorStart(flags, children), {"type": ChildType.SUPERVISOR, **spec_fields})
+    return build_spec(id, SupervisorStart(flags, children, context), {"type": ChildType.SUPERVISOR, **spec_fields})
+
+
+def another(spec: ChildSpec, id: str, context: object) -> ChildSpec:
+    """
+    Return the spec of another supervisor like *spec*: they share their children's specs, which start from *context*.
+
+    Raises:
+        SpecError: The id can't be used.
+    """
+    start = spec.start
+    assert isinstance(start, SupervisorStart)
+    return dataclasses.replace(spec, id=id, start=SupervisorStart(start.flags, start.children, context))
 
 
 def dynamic_supervisor(id: str, *, intensity: int, period_s: float, max_children: int, **spec_fields: Any) -> ChildSpec:

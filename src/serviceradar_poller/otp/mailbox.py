@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import collections
 import math
-from typing import Any, Generic, TypeVar
+from collections.abc import Coroutine
+from typing import Any, Generic, Protocol, TypeVar
 
 from serviceradar_poller.events.kernel import MailboxOverflow
 from serviceradar_poller.otp.errors import CallTimeout, DeadlockError, MailboxFull, NoProcess, PeerExited
@@ -26,6 +27,14 @@ class Call:
         self.future = future
 
 
+class Resumable(Protocol):
+    """An actor, as its mailbox sees it."""
+
+    def resume(self, process: Process) -> Coroutine[Any, Any, None]:
+        """Return the coroutine of what comes after a rest."""
+        ...
+
+
 class Mailbox:
     """
     Messages that wait for one actor.
@@ -33,6 +42,7 @@ class Mailbox:
     The queue exists only while something waits: most actors are idle most of the time.
 
     Attributes:
+        actor: Whose it is, while it lives.
         limit: Messages from others that may wait; timers and monitors come on top, as many as were set.
         dropped: Messages refused so far.
         leave: Why the actor wants to leave after the current message.
@@ -40,6 +50,7 @@ class Mailbox:
 
     __slots__ = (
         "_overflowing",
+        "actor",
         "current",
         "deferred",
         "dropped",
@@ -54,8 +65,9 @@ class Mailbox:
         "waiter",
     )
 
-    def __init__(self, process: Process, limit: int) -> None:
+    def __init__(self, process: Process, actor: Resumable, limit: int) -> None:
         self.process: Process | None = process
+        self.actor: Resumable | None = actor
         self.limit = limit
         self.dropped = 0
         self.queue: collections.deque[Any] | None = None
@@ -64,7 +76,7 @@ class Mailbox:
         self.injected: BaseException | None = None
         self.current: asyncio.Future[Any] | None = None
         self.deferred: set[asyncio.Future[Any]] | None = None
-        self.timers: set[Timer] | None = None
+        self.timers: Timer | set[Timer] | None = None
         self.monitors: dict[object, Process] | None = None
         self.reason = NORMAL
         self._overflowing = False
@@ -99,8 +111,17 @@ class Mailbox:
     def wake(self) -> None:
         """Have the actor look."""
         waiter = self.waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if waiter is not None:
+            if not waiter.done():
+                waiter.set_result(None)
+        elif self.process is not None and self.process.resting:
+            self.process.rouse()
+
+    def resume(self) -> Coroutine[Any, Any, None]:
+        """Return the coroutine of what comes after a rest."""
+        assert self.actor is not None
+        assert self.process is not None
+        return self.actor.resume(self.process)
 
     def answer(self, value: object) -> None:
         """Answer the current call, unless its caller has gone or its handler took it over."""
@@ -120,7 +141,7 @@ class Mailbox:
     def ended(self, reason: ExitReason) -> None:
         """Refuse whatever waits for an answer, and stop the timers."""
         process = self.process
-        self.process = None
+        self.process = self.actor = None
         self.reason = reason
         waiting = [self.current] if self.current is not None else []
         waiting += self.deferred or ()
@@ -128,7 +149,8 @@ class Mailbox:
         for future in waiting:
             if not future.done() and process is not None:
                 future.set_exception(PeerExited(process.path, reason))
-        for timer in self.timers or ():
+        timers = self.timers
+        for timer in (timers,) if isinstance(timers, Timer) else timers or ():
             timer.stop()
         for token, peer in (self.monitors or {}).items():
             peer.unwatch(token)
@@ -149,25 +171,35 @@ class Timer:
     def __init__(self, mailbox: Mailbox, delay_s: float, message: object) -> None:
         self._mailbox = mailbox
         self._message = message
-        self._handle = asyncio.get_running_loop().call_later(delay_s, self._fire)
-        if mailbox.timers is None:
-            mailbox.timers = set()
-        mailbox.timers.add(self)
+        context = None if mailbox.process is None else mailbox.process.system.context
+        self._handle = asyncio.get_running_loop().call_later(delay_s, self._fire, context=context)
+        timers = mailbox.timers
+        if timers is None:
+            mailbox.timers = self  # a set for one would be three times the timer's size
+        elif isinstance(timers, set):
+            timers.add(self)
+        else:
+            mailbox.timers = {timers, self}
 
     def cancel(self) -> None:
         """Take the message back, unless it is in the mailbox already."""
         self._handle.cancel()
-        if self._mailbox.timers is not None:
-            self._mailbox.timers.discard(self)
+        self._forget()
 
     def stop(self) -> None:
         """Stop with the actor."""
         self._handle.cancel()
 
     def _fire(self) -> None:
-        if self._mailbox.timers is not None:
-            self._mailbox.timers.discard(self)
+        self._forget()
         self._mailbox.force(self._message)
+
+    def _forget(self) -> None:
+        timers = self._mailbox.timers
+        if timers is self:
+            self._mailbox.timers = None
+        elif isinstance(timers, set):
+            timers.discard(self)
 
 
 class Reply:

@@ -129,8 +129,9 @@ class Plan:
         self.flags = flags
         #: In start order.
         self.children: dict[str, Entry] = {spec.id: Entry(spec) for spec in children}
-        self._restarts: collections.deque[float] = collections.deque()
-        self._quarantined: dict[str, int] = {}
+        # None while there is nothing to remember: thousands of supervisors never restart a child.
+        self._restarts: collections.deque[float] | None = None
+        self._quarantined: dict[str, int] | None = None
 
     # What the supervisor reports
 
@@ -146,7 +147,7 @@ class Plan:
         entry.state = ChildState.UP
         entry.up_since_s = now_s
         entry.attempts = 0
-        self._quarantined.pop(id, None)
+        self._release(id)
 
     def mark_ignored(self, id: str) -> None:
         """Note that *id* said ignore: its spec stays, unless it is temporary."""
@@ -188,13 +189,13 @@ class Plan:
     def retry(self, id: str, *, now_s: float) -> Decision | None:
         """Decide on a TryAgain that came back; None when the child was stopped or started meanwhile."""
         entry = self.children.get(id)
-        if entry is None or entry.state is not ChildState.RESTARTING or id in self._quarantined:
+        if entry is None or entry.state is not ChildState.RESTARTING or id in (self._quarantined or ()):
             return None
         return self._restart(entry, now_s)
 
     def rebuild(self, id: str, attempt: int) -> Round | None:
         """Decide on a Delay that is over; None when the child was stopped, removed or started meanwhile."""
-        if self._quarantined.get(id) != attempt:
+        if (self._quarantined or {}).get(id) != attempt:
             return None
         return Round(trigger=id, attempt=attempt, stop=(), start=(id,))
 
@@ -221,7 +222,7 @@ class Plan:
     def drop(self, id: str) -> None:
         """Forget *id*: its first start failed, or it is deleted."""
         self.children.pop(id, None)
-        self._quarantined.pop(id, None)
+        self._release(id)
 
     def refuse_terminate(self, id: str) -> Refusal | None:
         """Say why *id* can't be terminated."""
@@ -249,9 +250,14 @@ class Plan:
         entry = self.children[id]
         entry.state = ChildState.UNDEFINED
         entry.attempts = entry.failures = 0
-        self._quarantined.pop(id, None)
+        self._release(id)
         if entry.spec.restart is Restart.TEMPORARY:
             del self.children[id]
+
+    def _release(self, id: str) -> None:
+        if self._quarantined is not None:
+            self._quarantined.pop(id, None)
+            self._quarantined = self._quarantined or None
 
     def _auto_shutdown(self, spec: ChildSpec) -> Leave | None:
         mode = self.flags.auto_shutdown
@@ -270,6 +276,8 @@ class Plan:
             entry.failures = 0
         entry.failures += 1
         entry.state = ChildState.RESTARTING
+        if self._quarantined is None:
+            self._quarantined = {}
         self._quarantined[entry.spec.id] = entry.failures
         return Delay(id=entry.spec.id, attempt=entry.failures, delay_s=quarantine.delay_s(entry.failures, chance))
 
@@ -295,6 +303,8 @@ class Plan:
         )
 
     def _add_restart(self, now_s: float) -> bool:
+        if self._restarts is None:
+            self._restarts = collections.deque()
         restarts = self._restarts
         restarts.append(now_s)
         while restarts[0] + self.flags.period_s < now_s:

@@ -1,7 +1,8 @@
 """
 Running one child: start, ready, helpers, stop with grace, kill, zombie.
 
-A process has one task and one done-callback. Its stop is a small state machine of timers, not a task:
+A process has one task and one done-callback, or at rest none at all: what is idle for most of its life gives its task
+up, and gets another one with the next message or the order to stop. A stop is a small state machine of timers:
 
     stop ─ cancel ─► grace ─ cancel ─► KILL_WAIT_S ─ cancel ─► … KILL_LIMIT times ─► zombie
              └──────────┴─────────────────┴── task and helpers done ──► ended
@@ -15,7 +16,7 @@ import asyncio
 import functools
 import math
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, NoReturn, Protocol, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 from serviceradar_poller.events import kernel as events
 from serviceradar_poller.otp.child import Child
@@ -30,6 +31,7 @@ from serviceradar_poller.otp.exits import (
     format_traceback,
     one_line,
 )
+from serviceradar_poller.otp.roles import Body, Owner
 from serviceradar_poller.otp.spec import BRUTAL_KILL, WORKER_SHUTDOWN_S, ChildSpec, KernelStart
 from serviceradar_poller.otp.stacks import stack_of
 from serviceradar_poller.otp.system import System
@@ -49,30 +51,6 @@ class Ignored(BaseException):
     """Raised by ``ignore``; no handler for Exception may catch it."""
 
 
-class Owner(Protocol):
-    """Who started a process."""
-
-    def child_ready(self, process: Process) -> None:
-        """Learn that the process left its init for work."""
-        ...
-
-    def child_ended(self, process: Process) -> None:
-        """Learn that the process and its helpers are gone."""
-        ...
-
-
-class Body(Protocol):
-    """What runs in a process where the kernel knows it: an actor's mailbox or a supervisor."""
-
-    def inject(self, error: BaseException) -> None:
-        """Raise *error* in the loop at the next message boundary."""
-        ...
-
-    def ended(self, reason: ExitReason) -> None:
-        """Refuse whatever still waits for an answer."""
-        ...
-
-
 class Process(Child):
     """The kernel's side of a Child."""
 
@@ -90,6 +68,7 @@ class Process(Child):
         "ignored",
         "killed",
         "phase",
+        "resting",
         "shielded",
         "spec",
         "started_s",
@@ -112,6 +91,8 @@ class Process(Child):
         #: Why it must end: a helper's error, an injected one.
         self.fault: ExitReason | None = None
         self.ignored = False
+        #: True from the end of a task that left for a rest to the first step of the next one.
+        self.resting = False
         self.stopping = False
         self.killed = False
         #: True while the body cleans up by itself: an order to stop then only starts the grace.
@@ -151,7 +132,7 @@ class Process(Child):
 
     def spawn(self, coro: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
         """Run *coro* as a helper task."""
-        if self.phase == ENDED or self.task is None or self.task.done():
+        if self.phase == ENDED or ((self.task is None or self.task.done()) and not self.resting):
             coro.close()
             raise RuntimeError(f"{self.path}: has ended, can't spawn {name}")
         task = asyncio.get_running_loop().create_task(_guard(self, coro), name=f"{self.path}:{name}")
@@ -174,6 +155,23 @@ class Process(Child):
         self.task.add_done_callback(self._task_done, context=self.system.context)
         if self.spec.start_timeout_s < math.inf:
             self._arm(self.spec.start_timeout_s, self._start_expired)
+
+    def rest(self) -> bool:
+        """Live on without a task, the caller's, which is about to return; False when there is an end to attend to."""
+        task = self.task
+        if self.stopping or self.killed or self.fault is not None or task is None or task.cancelling():
+            return False
+        self.resting = True
+        self.task = None
+        return True
+
+    def rouse(self) -> None:
+        """Give a process at rest a task; no effect on any other."""
+        if self.resting and self.task is None and self.body is not None:
+            loop = asyncio.get_running_loop()
+            # Whoever wakes it does not give it his context.
+            self.task = loop.create_task(self.body.resume(), name=self.path, context=self.system.context.copy())
+            self.task.add_done_callback(self._task_done, context=self.system.context)
 
     def stop(self) -> None:
         """Order the process to stop; after its grace it is killed."""
@@ -217,6 +215,11 @@ class Process(Child):
             self._watchers.pop(token, None)
 
     @property
+    def owner(self) -> Owner:
+        """Who started it."""
+        return self._owner
+
+    @property
     def alive(self) -> bool:
         """Whether it has not ended."""
         return self.phase != ENDED
@@ -258,6 +261,13 @@ class Process(Child):
             if not task.cancelled():
                 task.exception()  # retrieved: its end was reported when it was given up
             return
+        if task is not self.task:  # it left for a rest
+            return
+        if self.resting and self._bounded:  # cancelled before its first step: it has children to stop all the same
+            self.task, self.exit = None, KILLED
+            self.rouse()
+            return
+        self.resting = False
         self.exit = self._reason_of(task)
         if self._helpers:
             self._reap_helpers()
@@ -306,6 +316,7 @@ class Process(Child):
             return
         assert self._helpers is not None
         self._helpers.pop(task, None)
+        self._helpers = self._helpers or None  # an empty dictionary keeps the table that it had
         if error is not None:
             failure = HelperFailed(name, error)
             if self.exit is None:
@@ -362,6 +373,9 @@ class Process(Child):
     # Timers and cancels
 
     def _cancel(self) -> None:
+        if self.resting:  # nothing of it runs; its first step will see why it was roused
+            self.rouse()
+            return
         assert self.task is not None
         if not self.shielded and not self.task.done():
             self.task.cancel()
@@ -393,9 +407,10 @@ class Process(Child):
 
     def _kill_again(self) -> None:
         self._disarm()
+        self.rouse()
         assert self.task is not None
         if self._bounded:
-            if not self.task.done():
+            if not self.resting and not self.task.done():
                 self.task.cancel()
             return
         if self._kills >= KILL_LIMIT:

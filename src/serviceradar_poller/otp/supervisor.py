@@ -1,8 +1,8 @@
 """
 Supervisors: they perform what the plan decides.
 
-A supervisor is itself a process: one task that waits in one place for its inbox (exits, operations, retries).
-While it starts or stops a child it waits for that child alone; all else waits in the inbox, as in OTP.
+A supervisor is itself a process: one task that works off its inbox (exits, operations, retries) and rests when that is
+empty. While it starts or stops a child it waits for that child alone; all else waits in the inbox, as in OTP.
 """
 
 from __future__ import annotations
@@ -62,26 +62,27 @@ class _Leaving(Exception):  # noqa: N818 — a signal within this module
 class SupervisorStart(KernelStart):
     """Starts a supervisor."""
 
-    __slots__ = ("children", "flags")
+    __slots__ = ("children", "context", "flags")
     bounded = True
 
-    def __init__(self, flags: SupervisorFlags, children: Children) -> None:
+    def __init__(self, flags: SupervisorFlags, children: Children, context: object = None) -> None:
         self.flags = flags
         self.children = children
+        self.context = context
 
     def run(self, process: Process) -> Coroutine[Any, Any, None]:
         """Return the coroutine of the supervisor's whole life."""
-        return Supervisor(process, self.flags, self.children).run()
+        return Supervisor(process, self).run()
 
 
 class Supervisor:
     """One running supervisor."""
 
     __slots__ = (
-        "_children",
         "_delays",
         "_inbox",
         "_injected",
+        "_start_info",
         "_starting",
         "_waiter",
         "closed",
@@ -90,14 +91,14 @@ class Supervisor:
         "process",
     )
 
-    def __init__(self, process: Process, flags: SupervisorFlags, children: Children) -> None:
+    def __init__(self, process: Process, start: SupervisorStart) -> None:
         self.process = process
-        self.plan = Plan(flags, ())
+        self.plan = Plan(start.flags, ())
         #: Processes by id, from launch until the supervisor has dealt with their end.
         self.kids: dict[str, Process] = {}
         #: Whether it serves no more operations.
         self.closed = False
-        self._children = children
+        self._start_info = start
         self._inbox: collections.deque[Process | Request | _Retry | _Rebuild] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._starting: Process | None = None
@@ -107,15 +108,20 @@ class Supervisor:
     # Life
 
     async def run(self) -> None:
-        """Start the children, serve, stop the children."""
+        """Start the children unless it comes from a rest, serve, stop the children."""
         process = self.process
-        process.body = self
         cancelled = False
         try:
-            await self._boot()
-            process.ready(SupervisorRef(self, process.path, process.incarnation))
+            if process.resting:
+                process.resting = False
+                if process.stopping or process.killed or process.fault is not None or process.exit is not None:
+                    raise asyncio.CancelledError  # what a task that was not at rest would have got
+            else:
+                process.body = self
+                await self._boot()
+                process.ready(SupervisorRef(self, process.path, process.incarnation))
             await self._serve()
-            reason = SHUTDOWN
+            return  # for a rest
         except _Leaving:
             reason = SHUTDOWN
         except asyncio.CancelledError:
@@ -134,7 +140,7 @@ class Supervisor:
             raise asyncio.CancelledError
 
     async def _boot(self) -> None:
-        children = self._children
+        children = self._start_info.children
         specs = check_children(children() if callable(children) else children, self.plan.flags.auto_shutdown)
         self.plan = Plan(self.plan.flags, specs)
         for spec in specs:
@@ -152,6 +158,8 @@ class Supervisor:
             if not inbox:
                 self._inbox = None
                 handled = 0
+                if self.process.rest():
+                    return
                 await self._wait()
                 continue
             if handled >= ITEMS_PER_TURN:
@@ -393,7 +401,16 @@ class Supervisor:
         if refusal is not None:
             raise error_of(refusal, self._path(id), self._handle(id), self.plan.flags.max_children or 0)
 
-    # What others tell it
+    # What others ask and tell it
+
+    @property
+    def context(self) -> object:
+        """What `member` makes actors from."""
+        return self._start_info.context
+
+    def sibling(self, id: str) -> object | None:
+        """Return the handle of the live child *id*."""
+        return self._handle(id)
 
     def child_ready(self, process: Process) -> None:
         """Learn that a child is ready."""
@@ -418,6 +435,10 @@ class Supervisor:
             body = starting.body
             starting = body._starting if isinstance(body, Supervisor) else None
         return False
+
+    def resume(self) -> Coroutine[Any, Any, None]:
+        """Return the coroutine of what comes after a rest."""
+        return self.run()
 
     def inject(self, error: BaseException) -> None:
         """Raise *error* in the loop at the next message boundary."""
@@ -445,10 +466,15 @@ class Supervisor:
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+        elif self.process.resting:
+            self.process.rouse()
 
     async def _wait(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()
-        await self._waiter
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
 
     def _path(self, id: str) -> str:
         return f"{self.process.path}{PATH_SEPARATOR}{id}"

@@ -42,7 +42,7 @@ class System:
         random: Uniform in 0..1, for jitter; an evenly spread sequence if None.
     """
 
-    __slots__ = ("_clock", "_emit", "_root", "context", "halt_error", "live", "random", "zombies")
+    __slots__ = ("_emit", "_root", "context", "halt_error", "live", "now", "random", "zombies")
 
     def __init__(
         self,
@@ -52,7 +52,8 @@ class System:
         random: Callable[[], float] | None = None,
     ) -> None:
         self._emit = emit
-        self._clock = clock
+        #: Monotonic seconds.
+        self.now: Callable[[], float] = clock if clock is not None else _loop_time
         self._root: Root | None = None
         self.random: Callable[[], float] = random if random is not None else _EvenSpread()
         #: Processes alive now.
@@ -63,10 +64,6 @@ class System:
         self.halt_error: BaseException | None = None
         # One context for all of the kernel's callbacks: a copy for each would cost every child memory.
         self.context = contextvars.copy_context()
-
-    def now(self) -> float:
-        """Monotonic seconds."""
-        return self._clock() if self._clock is not None else asyncio.get_running_loop().time()
 
     def emit(self, event: KernelEvent) -> None:
         """Hand *event* out; a receiver that raises is reported to the loop and harms nobody."""
@@ -98,6 +95,10 @@ class System:
             self.halt_error = error
         if self._root is not None:
             self._root.halt()
+
+
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()
 
 
 class _EvenSpread:

@@ -15,6 +15,9 @@ from serviceradar_poller.otp.stacks import stack_of
 from serviceradar_poller.otp.supervisor import Supervisor
 from serviceradar_poller.otp.system import System
 
+#: The stack of a child that has nothing to do.
+AT_REST = "at rest: waits for a message, without a task\n"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailboxInfo:
@@ -109,7 +112,9 @@ class Tree:
     def stack(self, path: str) -> str:
         """Say where the task of the child at *path* is now, as text; empty when it is not alive."""
         process = self.find(path)
-        return "" if process is None or process.task is None else stack_of(process.task)
+        if process is None:
+            return ""
+        return AT_REST if process.task is None else stack_of(process.task)
 
     def crash(self, path: str, error: Exception) -> bool:
         """
@@ -140,6 +145,15 @@ class Tree:
         return self._root.alive
 
     # For the system and the root process
+
+    @property
+    def context(self) -> object:
+        """None: a root starts from nothing."""
+        return None
+
+    def sibling(self, id: str) -> object | None:
+        """Return None: a root has no siblings."""
+        return None
 
     def find(self, path: str) -> Process | None:
         """Return the live process at *path*."""

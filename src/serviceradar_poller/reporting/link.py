@@ -8,13 +8,14 @@ The connection to core: one call at a time, and new certificates proven by a cal
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from serviceradar_poller.config.model import SecurityConfig
 from serviceradar_poller.env import CoreClient, Env
 from serviceradar_poller.errors import CallError, GrpcCode, Layer
 from serviceradar_poller.events.polling import CredentialsRejected, CredentialsRenewed
-from serviceradar_poller.logic.calls import Call, StreamCall
+from serviceradar_poller.reporting.outgoing import EncodedCall
 
 
 class CoreLink:
@@ -35,13 +36,22 @@ class CoreLink:
         self._candidate: CoreClient | None = None
         self._told = ""
 
-    async def make(self, call: Call, *, timeout_s: float) -> CallError | None:
-        """Make one call, within *timeout_s* in all; return why core did not accept it, None when it did."""
+    async def make(self, call: EncodedCall, *, timeout_s: float) -> CallError | None:
+        """
+        Make one call, within *timeout_s* in all; return why core did not accept it, None when it did.
+
+        Raises:
+            SpoolReadError: The call's bytes can't be read.
+        """
         clock = self._env.clock
         until_s = clock.monotonic() + timeout_s
         if self._candidate is not None:
             candidate, self._candidate = self._candidate, None
-            error = await _call(candidate, call, timeout_s / 2)
+            try:
+                error = await _call(candidate, call, timeout_s / 2)
+            except BaseException:
+                self._candidate = candidate  # it has proven nothing yet
+                raise
             if error is None or not (error.unreachable or error.layer is Layer.DEADLINE):
                 old, self._client = self._client, candidate
                 if old is not None:
@@ -93,12 +103,13 @@ class CoreLink:
         self._rejected()
 
 
-async def _call(client: CoreClient, call: Call, timeout_s: float) -> CallError | None:
+async def _call(client: CoreClient, call: EncodedCall, timeout_s: float) -> CallError | None:
     try:
-        if isinstance(call, StreamCall):
-            answer = await client.stream_status(call.chunks, timeout_s=timeout_s)
+        if call.kind == "stream":
+            async with contextlib.aclosing(call.parts()) as parts:
+                answer = await client.stream_status_raw(parts, call.count, timeout_s=timeout_s)
         else:
-            answer = await client.report_status(call.report, timeout_s=timeout_s)
+            answer = await client.report_status_raw(await call.read(0), timeout_s=timeout_s)
     except CallError as error:
         return error.with_traceback(None)
     if answer.received:

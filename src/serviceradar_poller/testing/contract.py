@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
 
 from serviceradar_poller.config.model import SecurityConfig
-from serviceradar_poller.env import Transport
+from serviceradar_poller.env import CoreClient, Transport
 from serviceradar_poller.errors import CallError
+from serviceradar_poller.wire import codec
 from serviceradar_poller.wire.messages import (
     PollerStatusChunk,
     PollerStatusRequest,
+    PollerStatusResponse,
     ServiceStatus,
     StatusRequest,
 )
@@ -80,3 +82,20 @@ def chunks(count: int, size_bytes: int = 10) -> tuple[PollerStatusChunk, ...]:
         PollerStatusChunk(services=(status,), poller_id="p", chunk_index=i, total_chunks=count, is_final=i == count - 1)
         for i in range(count)
     )
+
+
+async def send_report(client: CoreClient, sent: PollerStatusRequest, *, timeout_s: float) -> PollerStatusResponse:
+    """Send a report as the bytes that it is on the wire."""
+    return await client.report_status_raw(codec.encode_poller_status_request(sent), timeout_s=timeout_s)
+
+
+async def send_stream(
+    client: CoreClient, sent: Sequence[PollerStatusChunk], *, timeout_s: float
+) -> PollerStatusResponse:
+    """Send a streamed report as the bytes that its chunks are on the wire."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        for chunk in sent:
+            yield codec.encode_poller_status_chunk(chunk)
+
+    return await client.stream_status_raw(parts(), len(sent), timeout_s=timeout_s)

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import random  # noqa: TID251 — its seed is the caller's
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator
 from typing import TypeVar
 
 from serviceradar_poller.config.model import SecurityConfig
 from serviceradar_poller.env import Env, Event
 from serviceradar_poller.errors import CallError, GrpcCode, Layer
+from serviceradar_poller.wire import codec
 from serviceradar_poller.wire.messages import (
     PollerStatusChunk,
-    PollerStatusRequest,
     PollerStatusResponse,
     ResultsChunk,
     ResultsRequest,
@@ -267,6 +267,7 @@ class FakeCore(Peer):
         received: What it answers.
         refuse: Gives the error that a report of such statuses is answered with.
         reports: Every accepted report: arrival, transport, unix timestamp, statuses.
+        streams: The chunks of every stream that came to its end, accepted or not.
     """
 
     def __init__(self) -> None:
@@ -275,6 +276,7 @@ class FakeCore(Peer):
         self.stream_error: CallError | None = None
         self.refuse: Callable[[tuple[ServiceStatus, ...]], CallError | None] = lambda statuses: None
         self.reports: list[tuple[float, str, int, tuple[ServiceStatus, ...]]] = []
+        self.streams: list[tuple[PollerStatusChunk, ...]] = []
 
     def accept(self, transport: str, timestamp: int, statuses: tuple[ServiceStatus, ...]) -> PollerStatusResponse:
         """Take a report in."""
@@ -303,21 +305,27 @@ class FakeCoreClient:
         self._core = core
         self._closed = asyncio.Event()
 
-    async def report_status(self, report: PollerStatusRequest, *, timeout_s: float) -> PollerStatusResponse:
+    async def report_status_raw(self, report: bytes, *, timeout_s: float) -> PollerStatusResponse:
         """Send a report."""
+        decoded = codec.decode_poller_status_request(report)
         return await self._core.answer(
             "unary",
-            lambda: self._core.accept("unary", report.timestamp, report.services),
+            lambda: self._core.accept("unary", decoded.timestamp, decoded.services),
             timeout_s,
             self._closed,
         )
 
-    async def stream_status(self, chunks: Sequence[PollerStatusChunk], *, timeout_s: float) -> PollerStatusResponse:
+    async def stream_status_raw(
+        self, chunks: AsyncIterable[bytes], count: int, *, timeout_s: float
+    ) -> PollerStatusResponse:
         """Send a stream."""
-        statuses = tuple(status for chunk in chunks for status in chunk.services)
+        decoded = [codec.decode_poller_status_chunk(chunk) async for chunk in chunks]
+        assert len(decoded) == count
+        self._core.streams.append(tuple(decoded))
+        statuses = tuple(status for chunk in decoded for status in chunk.services)
         return await self._core.answer(
             "stream",
-            lambda: self._core.accept("stream", chunks[0].timestamp, statuses),
+            lambda: self._core.accept("stream", decoded[0].timestamp, statuses),
             timeout_s,
             self._closed,
         )

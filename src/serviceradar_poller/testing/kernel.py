@@ -140,10 +140,13 @@ def ref_of(tree: Tree, path: str) -> Ref[Order]:
     return ref
 
 
-def task_of(path: str) -> asyncio.Task[Any]:
-    """Find a child's task by its name, as a stranger would."""
-    [task] = [task for task in asyncio.all_tasks() if task.get_name() == path]
-    return task
+def task_of(tree: Tree, path: str) -> asyncio.Task[Any]:
+    """Find the task of a live child, which may have to be woken for that, to do what only a stranger does."""
+    process = tree.find(path)
+    assert process is not None, f"{path} is not alive"
+    process.rouse()
+    assert process.task is not None
+    return process.task
 
 
 async def settle(turns: int = 30) -> None:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TypeVar
 
-from serviceradar_poller.app.poller import Poller, new_poller, start_poller
+from serviceradar_poller.app.poller import Poller, memory_store, new_poller, start_poller
 from serviceradar_poller.config.model import (
     AgentConfig,
     CheckConfig,
@@ -18,6 +18,7 @@ from serviceradar_poller.config.model import (
     SecurityConfig,
 )
 from serviceradar_poller.env import Event
+from serviceradar_poller.reporting.spool import ReportStore
 from serviceradar_poller.testing.fakes import FakeAgent, FakeTransport, fake_env
 
 E = TypeVar("E")
@@ -66,10 +67,14 @@ class SimSite:
         self.env = replace(self.env, environ=variables)
         return self
 
+    def make_store(self) -> ReportStore:
+        """Return where the poller keeps its reports."""
+        return memory_store(self.config, self.env)
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Poller]:
         """Run the poller; stop it in order at the end."""
-        poller = new_poller(self.config, self.env, source_ip="127.0.0.1")
+        poller = new_poller(self.config, self.env, source_ip="127.0.0.1", store=self.make_store())
         tree = await start_poller(poller)
         try:
             yield poller

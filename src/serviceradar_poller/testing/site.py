@@ -141,6 +141,8 @@ def make_site(
         "kv_domain": KV_STORE_ID,
         **(config or {}),
     }
+    state_dir = directory / "state"
+    state_dir.mkdir()
     written: dict[str, Any] = make_config(
         None,
         agents=fleet.port_of,
@@ -150,6 +152,7 @@ def make_site(
         poller_id=POLLER_ID,
         partition=PARTITION,
         cert_dir=cert_dir,
+        state_dir=state_dir,
         extra=extra,
     )
     change(written)

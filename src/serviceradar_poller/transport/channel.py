@@ -19,23 +19,25 @@ resolutions does not delay a peer whose address changed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterable, Callable
 from typing import Final
 
 import grpc
 import grpc.aio
 
 from serviceradar_poller import __version__
-from serviceradar_poller.errors import CallError, Layer
+from serviceradar_poller.errors import CallError, Layer, PollerError
 from serviceradar_poller.transport import failures, grpcio_failures
 from serviceradar_poller.transport.address import Address
-from serviceradar_poller.wire.codec import EncodeError
 
 #: Go servers send GOAWAY too_many_pings to clients that ping more often than every 120 s.
 KEEPALIVE_TIME_MS: Final = 120_000
 KEEPALIVE_TIMEOUT_MS: Final = 20_000
 #: Go's default of 4 MiB is what peers send by default; they may be told to send more.
 RECEIVE_BYTES_MAX: Final = 64 * 1024 * 1024
+#: What a peer may send ahead of what is read. By itself the library lets it grow with the line, and held up to 150 MiB
+#: of a stream whose chunks are written to disk before the next is read; this much is 20 MB/s over 50 ms.
+WINDOW_BYTES: Final = 1024 * 1024
 #: One attempt to connect: TCP, TLS and HTTP/2 together. C-core keeps the socket of an attempt that waits for
 #: SETTINGS for as long, even when the channel is closed.
 CONNECT_TIMEOUT_MS = 10_000
@@ -63,6 +65,8 @@ def channel_options(address: Address, server_name: str) -> list[tuple[str, str |
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 0),
         ("grpc.http2.max_pings_without_data", 0),  # a long stream may be silent for more than two pings
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
         ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),
         ("grpc.max_send_message_length", -1),
         ("grpc.use_local_subchannel_pool", 1),  # a replaced channel shares no failed connection
@@ -147,14 +151,14 @@ class PeerChannel:
         line.heard_at = loop.time()
         return answer
 
-    async def send_stream(self, method: str, payloads: Iterable[bytes], count: int, timeout_s: float) -> bytes:
+    async def send_stream(self, method: str, payloads: AsyncIterable[bytes], count: int, timeout_s: float) -> bytes:
         """
         Call a method with a stream of *count* messages to the peer and one message back.
 
         Stops sending as soon as the peer has answered.
 
         Raises:
-            EncodeError: from *payloads*; the call is cancelled.
+            PollerError: from *payloads*; the call is cancelled.
         """
         line, loop = self._begin(timeout_s)
         began_at = loop.time()
@@ -164,7 +168,7 @@ class PeerChannel:
         open_stream: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = line.channel.stream_unary(method)
         call = open_stream(timeout=min(timeout_s, TIMEOUT_S_MAX))
         try:
-            for payload in payloads:
+            async for payload in payloads:
                 if not await _send(call, payload):
                     break  # the peer has ended the call: its status is what awaiting the call gives
                 sent_count += 1
@@ -178,7 +182,7 @@ class PeerChannel:
             if self._closed and _cancels() == cancels_before:
                 raise failures.closed(self._peer) from error
             raise
-        except EncodeError:
+        except PollerError:
             call.cancel()
             raise
         finally:

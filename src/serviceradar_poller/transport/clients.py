@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, Callable
 from typing import Final, Protocol
 
 from google.protobuf.message import DecodeError as ProtobufDecodeError
@@ -12,8 +12,6 @@ from serviceradar_poller.errors import CallError, GrpcCode
 from serviceradar_poller.transport import failures
 from serviceradar_poller.wire import codec
 from serviceradar_poller.wire.messages import (
-    PollerStatusChunk,
-    PollerStatusRequest,
     PollerStatusResponse,
     ResultsChunk,
     ResultsRequest,
@@ -59,7 +57,7 @@ class Channel(Protocol):
         """Call a method with one message each way."""
         ...
 
-    async def send_stream(self, method: str, payloads: Iterable[bytes], count: int, timeout_s: float) -> bytes:
+    async def send_stream(self, method: str, payloads: AsyncIterable[bytes], count: int, timeout_s: float) -> bytes:
         """Call a method with a stream of *count* messages to the peer and one back. Raises what *payloads* raises."""
         ...
 
@@ -166,34 +164,25 @@ class ChannelCoreClient:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
-    async def report_status(self, report: PollerStatusRequest, *, timeout_s: float) -> PollerStatusResponse:
-        """Send a report in one call."""
-        channel = self._channel
-        try:
-            payload = codec.encode_poller_status_request(report)
-            answer = await channel.unary(_REPORT_STATUS, payload, timeout_s)
-            return codec.decode_poller_status_response(answer)
-        except (codec.EncodeError, codec.DecodeError) as error:
-            raise _codec_failure(channel.peer, error) from error
+    async def report_status_raw(self, report: bytes, *, timeout_s: float) -> PollerStatusResponse:
+        """Send an encoded report in one call."""
+        return self._answer(await self._channel.unary(_REPORT_STATUS, report, timeout_s))
 
-    async def stream_status(self, chunks: Sequence[PollerStatusChunk], *, timeout_s: float) -> PollerStatusResponse:
-        """Send a report as a stream of chunks; sending stops where core answers early."""
-        channel = self._channel
-        try:
-            answer = await channel.send_stream(_STREAM_STATUS, _encoded(chunks), len(chunks), timeout_s)
-            return codec.decode_poller_status_response(answer)
-        except (codec.EncodeError, codec.DecodeError) as error:
-            raise _codec_failure(channel.peer, error) from error
+    async def stream_status_raw(
+        self, chunks: AsyncIterable[bytes], count: int, *, timeout_s: float
+    ) -> PollerStatusResponse:
+        """Send a report as a stream of encoded chunks; sending stops where core answers early."""
+        return self._answer(await self._channel.send_stream(_STREAM_STATUS, chunks, count, timeout_s))
 
     async def close(self) -> None:
         """Close the connection; calls under way fail with reason ``closed``. May be called twice."""
         await self._channel.close()
 
-
-def _encoded(chunks: Sequence[PollerStatusChunk]) -> Iterator[bytes]:
-    """Encode one chunk at a time: the whole report in bytes may be large."""
-    for chunk in chunks:
-        yield codec.encode_poller_status_chunk(chunk)
+    def _answer(self, data: bytes) -> PollerStatusResponse:
+        try:
+            return codec.decode_poller_status_response(data)
+        except codec.DecodeError as error:
+            raise _codec_failure(self._channel.peer, error) from error
 
 
 def _codec_failure(peer: str, error: codec.EncodeError | codec.DecodeError) -> CallError:

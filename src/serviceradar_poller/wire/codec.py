@@ -220,15 +220,29 @@ def decode_service_status(data: bytes) -> ServiceStatus:
 def encode_poller_status_request(msg: PollerStatusRequest) -> bytes:
     """Encode for PollerService.ReportStatus. Raises EncodeError."""
     try:
-        return pb.PollerStatusRequest(
-            services=[_status_to_pb(status) for status in msg.services],
+        report = pb.PollerStatusRequest(
             poller_id=msg.poller_id,
             agent_id=msg.agent_id,
             timestamp=msg.timestamp,
             partition=msg.partition,
             source_ip=msg.source_ip,
             kv_store_id=msg.kv_store_id,
-        ).SerializeToString()
+        )
+        add = report.services.add  # a list of messages would be copied, at twice the cost
+        for status in msg.services:
+            add(
+                service_name=status.service_name,
+                available=status.available,
+                message=status.message,
+                service_type=status.service_type,
+                response_time=status.response_time,
+                agent_id=status.agent_id,
+                poller_id=status.poller_id,
+                partition=status.partition,
+                source=status.source,
+                kv_store_id=status.kv_store_id,
+            )
+        return report.SerializeToString()
     except ValueError as error:
         raise EncodeError("PollerStatusRequest", str(error)) from error
 
@@ -283,6 +297,16 @@ def decode_poller_status_chunk(data: bytes) -> PollerStatusChunk:
     )
 
 
+def total_chunks_field(total: int) -> bytes:
+    """
+    Return what tells a PollerStatusChunk its total when it is put behind the chunk's bytes.
+
+    Of a field that comes twice the last one counts, so that a chunk can be encoded before the total is known.
+    Source: https://protobuf.dev/programming-guides/encoding/#last-one-wins
+    """
+    return pb.PollerStatusChunk(total_chunks=total).SerializeToString()
+
+
 def encode_poller_status_response(msg: PollerStatusResponse) -> bytes:
     """Encode what core answers to a report."""
     return pb.PollerStatusResponse(received=msg.received).SerializeToString()
@@ -300,17 +324,22 @@ def status_size(status: ServiceStatus) -> int:
     Raises:
         EncodeError: it can't be encoded at all (a lone surrogate).
     """
+    texts = (
+        status.service_name,
+        status.service_type,
+        status.agent_id,
+        status.poller_id,
+        status.partition,
+        status.source,
+        status.kv_store_id,
+    )
+    joined = "".join(texts)
+    if len(joined) < 128 and joined.isascii():  # then each has a header of two bytes, unless it is empty
+        texts_bytes = len(joined) + 2 * (len(texts) - texts.count(""))
+    else:
+        texts_bytes = sum(map(_text_size, texts))
     content_bytes = (
-        _text_size(status.service_name)
-        + (2 if status.available else 0)
-        + _blob_size(len(status.message))
-        + _text_size(status.service_type)
-        + _int_size(status.response_time)
-        + _text_size(status.agent_id)
-        + _text_size(status.poller_id)
-        + _text_size(status.partition)
-        + _text_size(status.source)
-        + _text_size(status.kv_store_id)
+        texts_bytes + (2 if status.available else 0) + _blob_size(len(status.message)) + _int_size(status.response_time)
     )
     return 1 + _varint_size(content_bytes) + content_bytes
 

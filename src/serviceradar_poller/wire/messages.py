@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from serviceradar_poller.values import quick
+
 #: What a status' ``source`` says about how it was asked for.
 SOURCE_STATUS = "getStatus"
 SOURCE_RESULTS = "results"
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusRequest:
     """Ask an agent for the state of one check."""
@@ -21,6 +24,7 @@ class StatusRequest:
     port: int = 0
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusResponse:
     """An agent's answer; ``response_time`` in nanoseconds, ``message`` usually JSON."""
@@ -74,6 +78,7 @@ class ResultsChunk:
     timestamp: int = 0
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceStatus:
     """The outcome of one check, as core is told; ``response_time`` in nanoseconds."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import math
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +278,7 @@ def test_a_stalled_stream_waits(go: Callable[..., Answers]) -> None:
     """Who sends a stream makes no further message while the socket takes nothing; closing ends the wait."""
     made = 0
 
-    def payloads() -> Any:
+    async def payloads() -> AsyncIterator[bytes]:
         nonlocal made
         for _ in range(1000):
             made += 1
@@ -302,7 +302,7 @@ def test_a_stalled_stream_waits(go: Callable[..., Answers]) -> None:
 def test_ended_at_every_turn(go: Callable[..., Answers], turns: int, how: str) -> None:
     """Calls of every kind may be cancelled, or their channel closed, at any moment; nothing is left."""
 
-    def payloads() -> Any:
+    async def payloads() -> AsyncIterator[bytes]:
         yield b"part" * 50_000
 
     async def program(channel: NativeChannel, loop: WireLoop) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -40,6 +40,10 @@ REASONS = {
     "closed",
     "early_answer",
 }
+
+
+async def only(message: bytes) -> AsyncIterator[bytes]:
+    yield message
 
 
 class NoNames:
@@ -126,7 +130,7 @@ class Swarm:
                     await stream.cancel()
                 case _:
                     message = b"s" * self.chance.choice([10, 200_000])
-                    assert await channel.send_stream("/t/Echo", iter([message]), 1, timeout_s) == message
+                    assert await channel.send_stream("/t/Echo", only(message), 1, timeout_s) == message
             self.answered += 1
         except CallError as error:
             self.reasons.add(error.reason)

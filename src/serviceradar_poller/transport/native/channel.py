@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterable, Callable
 from typing import Any, Final
 
 from serviceradar_poller import __version__
@@ -177,14 +177,14 @@ class NativeChannel:
                 return message
         raise self.failed(connection, exchange, timeout_s)
 
-    async def send_stream(self, method: str, payloads: Iterable[bytes], count: int, timeout_s: float) -> bytes:
+    async def send_stream(self, method: str, payloads: AsyncIterable[bytes], count: int, timeout_s: float) -> bytes:
         """
         Call a method with a stream of *count* messages to the peer and one message back.
 
         Stops sending as soon as the peer has answered.
 
         Raises:
-            EncodeError: from *payloads*; the call is cancelled.
+            PollerError: from *payloads*; the call is cancelled.
         """
         loop = asyncio.get_running_loop()
         began_at = loop.time()
@@ -193,7 +193,7 @@ class NativeChannel:
         call = exchange.call
         sent_count = 0
         try:
-            for payload in payloads:
+            async for payload in payloads:
                 # Between two messages others get their turn, and an early answer is seen.
                 await asyncio.sleep(0)
                 while not exchange.ended and (connection.paused or call.pending_bytes > SEND_AHEAD_BYTES_MAX):
