@@ -10,6 +10,7 @@ from serviceradar_poller.config.model import (
     QUEUE_REPORTS_IN_MEMORY,
     QUEUE_REPORTS_ON_DISK,
     ReportMode,
+    TransportBackend,
 )
 from serviceradar_poller.testing.configs import build, only_problem, warned_at
 
@@ -17,6 +18,7 @@ from serviceradar_poller.testing.configs import build, only_problem, warned_at
 def test_sections_are_read() -> None:
     """Every key of our own sections reaches the model."""
     config = build(
+        transport="Native",
         scheduling={"spread_window": "0s", "check_timeout": "7s", "connects_per_s": 3},
         reporting={
             "mode": "Batch",
@@ -52,6 +54,14 @@ def test_sections_are_read() -> None:
     assert (resilience.quarantine_min_s, resilience.quarantine_max_s) == (19, 20)
     assert resilience.shutdown_timeout_s == 21
     assert config.http.listen_addr == ""
+    assert config.transport is TransportBackend.NATIVE
+
+
+def test_unknown_transport() -> None:
+    """Only what makes calls can be chosen, and the default is gRPC's library."""
+    assert build().config.transport is TransportBackend.GRPCIO
+    problem = only_problem(transport="carrier pigeon")
+    assert (problem.path, problem.accepted) == ("transport", "grpcio, native")
 
 
 def test_a_disk_holds_more_than_memory() -> None:

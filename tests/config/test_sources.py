@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from serviceradar_poller.config import load, sources
+from serviceradar_poller.config.model import TransportBackend
 from serviceradar_poller.config.schema import scalar_paths
 from serviceradar_poller.config.sources import variable_suffix
 from serviceradar_poller.errors import ConfigError
@@ -163,6 +164,12 @@ def test_environment_takes_durations_both_ways(text: str, interval_s: float) -> 
     """An interval may be nanoseconds or a text with units."""
     environ = {"CONFIG_SOURCE": "env", "SERVICERADAR_POLL_INTERVAL": text, **_minimal_environ()}
     assert load("", environ).config.poll_interval_s == interval_s
+
+
+def test_the_transport_is_a_variable_too() -> None:
+    """What makes calls can be chosen in the environment."""
+    environ = {"CONFIG_SOURCE": "env", "SERVICERADAR_TRANSPORT": "native", **_minimal_environ()}
+    assert load("", environ).config.transport is TransportBackend.NATIVE
 
 
 def test_bad_variables_are_named() -> None:

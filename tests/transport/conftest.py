@@ -10,9 +10,14 @@ from serviceradar_poller.config.model import SecurityConfig, SecurityMode, TlsCo
 from serviceradar_poller.env import SystemClock, Transport
 from serviceradar_poller.lab.pki import Flaw, make_leaf, make_pki
 from serviceradar_poller.transport.grpcio_client import GrpcioTransport
+from serviceradar_poller.transport.native.transport import NativeTransport
+from serviceradar_poller.transport.resolver import SystemResolver
 
 #: Every backend passes the same contract.
-BACKENDS: dict[str, Callable[[], Transport]] = {"grpcio": lambda: GrpcioTransport(clock=SystemClock())}
+BACKENDS: dict[str, Callable[[], Transport]] = {
+    "grpcio": lambda: GrpcioTransport(clock=SystemClock()),
+    "native": lambda: NativeTransport(clock=SystemClock(), resolver=SystemResolver()),
+}
 
 
 @pytest.fixture(scope="session")

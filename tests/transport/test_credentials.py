@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import shutil
+import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -110,3 +112,57 @@ def test_bounded(own: SecurityConfig, tmp_path: Path, monkeypatch: pytest.Monkey
     loads = cache.loads
     cache.channel_credentials(blocks[1])
     assert cache.loads == loads + 1
+
+
+def test_one_context_for_equal_files(own: SecurityConfig, tmp_path: Path) -> None:
+    """A TLS context is shared like gRPC's credentials, from one reading of the files, and goes with them."""
+    cache = CredentialsCache(SystemClock())
+    made = [cache.ssl_context(replace(own, server_name=f"agent-{i}")) for i in range(100)]
+    assert made[0] is not None
+    assert all(each is made[0] for each in made)
+    assert cache.channel_credentials(own) is not None
+    assert cache.loads == 1
+    make_leaf(tmp_path, "poller", role="poller", overwrite=True)
+    assert cache.ssl_context(own) is not made[0]
+    assert cache.loads == 2
+    assert cache.ssl_context(None) is None
+    assert cache.ssl_context(SecurityConfig()) is None
+    with pytest.raises(CallError, match="spiffe"):
+        cache.ssl_context(SecurityConfig(mode=SecurityMode.SPIFFE))
+
+
+def test_a_context_demands_what_it_should(own: SecurityConfig) -> None:
+    """TLS 1.3, a verified certificate, and the name in it; no look at the common name."""
+    context = CredentialsCache(SystemClock()).ssl_context(own)
+    assert context is not None
+    assert context.minimum_version is ssl.TLSVersion.TLSv1_3
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert context.check_hostname
+    assert not context.hostname_checks_common_name
+    assert len(context.get_ca_certs()) == 1
+
+
+def test_no_key_on_disk(own: SecurityConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenSSL reads our key from memory: no file is made, nothing stays open, also when the key is refused."""
+    opened: list[str] = []
+
+    def watched(context: ssl.SSLContext, path: str, **kwargs: object) -> None:
+        opened.append(os.readlink(path))
+        raise ssl.SSLError("no")
+
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", watched)
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(CallError) as caught:
+        CredentialsCache(SystemClock()).ssl_context(own)
+    assert caught.value.reason == "credentials"
+    assert opened[0].startswith("/memfd:")
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+def test_text_around_the_certificates(own: SecurityConfig) -> None:
+    """Bundles hold comments in any encoding; gRPC skips them, and so must we."""
+    roots = Path(own.tls.ca_file)
+    roots.write_bytes("# Zürich, Wurzel\n".encode() + roots.read_bytes() + b"\xff\xfe trailing\n")
+    context = CredentialsCache(SystemClock()).ssl_context(own)
+    assert context is not None
+    assert len(context.get_ca_certs()) == 1

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serviceradar_poller.errors import CallError, GrpcCode, Layer
-from serviceradar_poller.transport.failures import DETAIL_CHARACTERS_MAX, from_status, one_line
+from serviceradar_poller.transport.failures import DETAIL_CHARACTERS_MAX, one_line
+from serviceradar_poller.transport.grpcio_failures import from_status
 
 CONNECT = "failed to connect to all addresses; last error: "
 

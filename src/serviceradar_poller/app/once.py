@@ -15,13 +15,13 @@ from rich.text import Text
 
 from serviceradar_poller.agents.coordinator import check_subjects
 from serviceradar_poller.agents.results import STREAM_LIMITS
+from serviceradar_poller.app.backend import new_transport
 from serviceradar_poller.config.loading import load
 from serviceradar_poller.config.model import AgentConfig, CheckConfig, PollerConfig
-from serviceradar_poller.env import AgentClient, SystemClock
+from serviceradar_poller.env import AgentClient, SystemClock, Transport
 from serviceradar_poller.errors import CallError, ConfigError, ConfigProblem, GrpcCode, Layer
 from serviceradar_poller.logic.merge import MergeError, feed, finish, new_merge
 from serviceradar_poller.observe.text import clean
-from serviceradar_poller.transport.grpcio_client import GrpcioTransport
 from serviceradar_poller.transport.probe import ProbeStep, StepState, probe
 from serviceradar_poller.transport.resolver import SystemResolver
 from serviceradar_poller.wire.messages import ResultsRequest, StatusRequest
@@ -122,8 +122,8 @@ async def _poll(
     config: PollerConfig, chosen: Sequence[tuple[AgentConfig, dict[str, CheckConfig]]]
 ) -> list[AgentAnswers]:
     clock = SystemClock()
-    transport = GrpcioTransport(clock=clock)
     resolver = SystemResolver()
+    transport = new_transport(config.transport, clock=clock, resolver=resolver)
     places = asyncio.Semaphore(AGENTS_AT_ONCE)
 
     async def one(agent: AgentConfig, checks: dict[str, CheckConfig]) -> AgentAnswers:
@@ -155,7 +155,7 @@ def _config_steps(agent: AgentConfig) -> list[ProbeStep]:
 
 
 async def _poll_agent(
-    config: PollerConfig, agent: AgentConfig, checks: Mapping[str, CheckConfig], transport: GrpcioTransport
+    config: PollerConfig, agent: AgentConfig, checks: Mapping[str, CheckConfig], transport: Transport
 ) -> AgentAnswers:
     found = AgentAnswers(agent=agent.name, address=agent.address)
     try:

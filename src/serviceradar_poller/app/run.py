@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 from serviceradar_poller import __version__
+from serviceradar_poller.app.backend import new_transport
 from serviceradar_poller.app.poller import Poller, new_poller, open_store, resolve_source_ip, start_poller
 from serviceradar_poller.app.service import GrpcService
 from serviceradar_poller.config.loading import LoadedConfig
@@ -31,7 +32,6 @@ from serviceradar_poller.observe.observation import Observation
 from serviceradar_poller.otp import ChildSpec, LoopWatchdog, Strategy, actor, supervisor
 from serviceradar_poller.reporting.spool import ReportStore
 from serviceradar_poller.transport.certificates import inspect
-from serviceradar_poller.transport.grpcio_client import GrpcioTransport
 from serviceradar_poller.transport.interfaces import interface_address
 from serviceradar_poller.transport.resolver import SystemResolver
 
@@ -189,9 +189,10 @@ async def _main(loaded: LoadedConfig, environ: Mapping[str, str], stream: IO[Any
     )
     observation.expect_agents(config.agents)
     watchdog = LoopWatchdog(emit=observation.emit, threshold_s=WATCHDOG_THRESHOLD_S)
+    resolver = SystemResolver()
     env = Env(
-        transport=GrpcioTransport(clock=clock),
-        resolver=SystemResolver(),
+        transport=new_transport(config.transport, clock=clock, resolver=resolver),
+        resolver=resolver,
         emit=observation.emit,
         clock=clock,
         environ=environ,

@@ -211,6 +211,13 @@ class HttpConfig:
 STATE_DIR_DEFAULT = "/var/lib/serviceradar"
 
 
+class TransportBackend(enum.StrEnum):
+    """What makes calls to agents and core."""
+
+    GRPCIO = "grpcio"
+    NATIVE = "native"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PollerConfig:
     """
@@ -234,6 +241,7 @@ class PollerConfig:
     kv_address: str = ""
     kv_domain: str = ""
     workers: int = 0
+    transport: TransportBackend = TransportBackend.GRPCIO
     state_dir: str = STATE_DIR_DEFAULT
     reporting: ReportingConfig = field(default_factory=ReportingConfig)
     resilience: ResilienceConfig = field(default_factory=ResilienceConfig)

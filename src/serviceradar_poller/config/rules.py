@@ -34,6 +34,7 @@ from serviceradar_poller.config.sections import (
     build_reporting,
     build_resilience,
     build_scheduling,
+    build_transport,
     check_workers,
 )
 from serviceradar_poller.config.security import build_security
@@ -92,6 +93,7 @@ def build_config(document: Document) -> ParsedConfig:
         kv_address=root.string("kv_address"),
         kv_domain=root.string("kv_domain"),
         workers=0,
+        transport=build_transport(root, findings),
         state_dir=state_dir,
         scheduling=build_scheduling(root.node("scheduling"), interval_ns, reporting.deadline_s, plain_checks, findings),
         reporting=reporting,

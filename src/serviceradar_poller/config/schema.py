@@ -150,6 +150,7 @@ ROOT = _object(
     _string("kv_address"),
     _string("kv_domain"),
     Field(name="workers", kind=Kind.INT, own=True),
+    Field(name="transport", kind=Kind.STRING, own=True),
     Field(name="state_dir", kind=Kind.STRING, own=True),
     _own(
         "scheduling",

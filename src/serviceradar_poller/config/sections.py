@@ -1,4 +1,4 @@
-"""The rules of the sections that this poller adds: workers, scheduling, reporting, resilience, http."""
+"""The rules of the sections that this poller adds: workers, transport, scheduling, reporting, resilience, http."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from serviceradar_poller.config.model import (
     ReportMode,
     ResilienceConfig,
     SchedulingConfig,
+    TransportBackend,
 )
 
 #: Go's own budget for the checks of one agent.
@@ -36,6 +37,17 @@ def check_workers(root: Node, findings: Findings) -> None:
             found=describe(workers, ("workers",)),
             accepted="0 (everything in one process; this version has no worker processes)",
         )
+
+
+def build_transport(root: Node, findings: Findings) -> TransportBackend:
+    """Return what makes calls."""
+    default = TransportBackend.GRPCIO
+    name = root.string("transport", default.value).lower()
+    if name in tuple(TransportBackend):
+        return TransportBackend(name)
+    accepted = ", ".join(known.value for known in TransportBackend)
+    findings.problem(("transport",), found=describe(root.string("transport"), ("transport",)), accepted=accepted)
+    return default
 
 
 def build_reporting(node: Node, interval_ns: int, findings: Findings, *, on_disk: bool) -> ReportingConfig:

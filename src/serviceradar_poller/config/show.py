@@ -42,6 +42,7 @@ def effective(config: PollerConfig, *, hide_secrets: bool = True) -> dict[str, o
         "kv_address": config.kv_address,
         "kv_domain": config.kv_domain,
         "workers": config.workers,
+        "transport": config.transport.value,
         "state_dir": config.state_dir,
         "scheduling": {
             "spread_window": _duration(scheduling.spread_window_s),

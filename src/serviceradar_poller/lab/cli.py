@@ -105,11 +105,6 @@ def _run(serve: _Serve, args: argparse.Namespace) -> int:
     except PollerError as error:
         sys.stderr.write(f"lab: {error}\n")
         return 1
-    except ModuleNotFoundError as error:
-        if error.name not in ("hpack", "h2", "grpclib"):
-            raise
-        sys.stderr.write("lab: simulated agents need the extra: pip install 'serviceradar-poller[lab]'\n")
-        return 1
     return 0
 
 

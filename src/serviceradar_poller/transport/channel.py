@@ -27,7 +27,7 @@ import grpc.aio
 
 from serviceradar_poller import __version__
 from serviceradar_poller.errors import CallError, Layer, PollerError
-from serviceradar_poller.transport import failures
+from serviceradar_poller.transport import failures, grpcio_failures
 from serviceradar_poller.transport.address import Address
 
 #: Go servers send GOAWAY too_many_pings to clients that ping more often than every 120 s.
@@ -253,7 +253,7 @@ class PeerChannel:
     def _failed(self, line: _Line, error: grpc.aio.AioRpcError, began_at: float, timeout_s: float) -> CallError:
         ready = line.channel.get_state() is _READY
         code: int = error.code().value[0]
-        failure = failures.from_status(
+        failure = grpcio_failures.from_status(
             code,
             error.details() or "",
             peer=self._peer,

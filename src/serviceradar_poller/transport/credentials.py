@@ -1,18 +1,28 @@
-"""Make gRPC credentials from a security block, one object for all peers that use the same files."""
+"""
+Make what TLS needs from a security block, one object for all peers that use the same files.
+
+That is gRPC's credentials for the one backend and an SSLContext for the other; what nobody asks for is not made,
+and gRPC is loaded only by who asks for its credentials.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import ssl
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
-
-import grpc
+from typing import TYPE_CHECKING, Final
 
 from serviceradar_poller.config.model import SecurityConfig, SecurityMode, TlsConfig
 from serviceradar_poller.env import Clock
 from serviceradar_poller.transport.certificates import Material, examine
 from serviceradar_poller.transport.failures import unusable_credentials
+
+if TYPE_CHECKING:
+    import grpc
 
 #: Sites use one set of files, rarely one per agent group; the least recently used set goes.
 CREDENTIALS_CACHED_MAX: Final = 64
@@ -21,11 +31,12 @@ CREDENTIALS_CACHED_MAX: Final = 64
 _Signature = tuple[tuple[int, int, int] | None, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Entry:
     signature: _Signature
     material: Material
-    channel: grpc.ChannelCredentials
+    channel: grpc.ChannelCredentials | None = None
+    context: ssl.SSLContext | None = None
 
 
 def load_material(security: SecurityConfig, *, now: float) -> Material:
@@ -69,25 +80,85 @@ class CredentialsCache:
         """
         if security is None or security.mode is SecurityMode.NONE:
             return None
+        entry = self._entry(security)
+        if entry.channel is None:
+            import grpc
+
+            material = entry.material
+            entry.channel = grpc.ssl_channel_credentials(
+                root_certificates=material.roots, private_key=material.key, certificate_chain=material.chain
+            )
+        return entry.channel
+
+    def ssl_context(self, security: SecurityConfig | None) -> ssl.SSLContext | None:
+        """
+        Return the context of a TLS client; None for plaintext.
+
+        Raises:
+            CallError: as load_material.
+        """
+        if security is None or security.mode is SecurityMode.NONE:
+            return None
+        entry = self._entry(security)
+        if entry.context is None:
+            entry.context = client_context(entry.material)
+        return entry.context
+
+    def _entry(self, security: SecurityConfig) -> _Entry:
         now = self._clock.wall()
         signature = _signature(security.tls)
         entry = self._entries.get(security.tls)
         if entry is not None and entry.signature == signature and now < entry.material.valid_until_s:
             self._entries.move_to_end(security.tls)
             self.hits += 1
-            return entry.channel
+            return entry
         self.loads += 1
         self._entries.pop(security.tls, None)
-        material = load_material(security, now=now)
-        channel = grpc.ssl_channel_credentials(
-            root_certificates=material.roots, private_key=material.key, certificate_chain=material.chain
-        )
-        # The signature was taken before the files were read: a change in between is seen the next time.
-        self._entries[security.tls] = _Entry(signature=signature, material=material, channel=channel)
+        # The signature was taken before the files are read: a change in between is seen the next time.
+        entry = _Entry(signature=signature, material=load_material(security, now=now))
+        self._entries[security.tls] = entry
         if len(self._entries) > CREDENTIALS_CACHED_MAX:
             self._entries.popitem(last=False)
             self.evictions += 1
-        return channel
+        return entry
+
+
+def client_context(material: Material) -> ssl.SSLContext:
+    """
+    Return a context that proves who we are and demands a peer whose certificate comes from the roots.
+
+    TLS 1.3 only, ALPN h2, names are those of the certificate's alternative names only. As for Go's and gRPC's
+    clients, every certificate among the roots is an anchor, an intermediate one too.
+
+    Raises:
+        CallError: layer CONFIG, reason ``credentials``: OpenSSL refuses what was found fit.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.hostname_checks_common_name = False
+    context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+    context.set_alpn_protocols(["h2"])
+    try:
+        # Text between certificates may be anything; the certificates themselves are ASCII.
+        context.load_verify_locations(cadata=material.roots.decode("ascii", errors="replace").replace("\ufffd", "?"))
+        with _memory_file(material.chain.rstrip() + b"\n" + material.key) as path:
+            context.load_cert_chain(path, password="")
+    except (ssl.SSLError, OSError, ValueError) as error:
+        raise unusable_credentials(f"{material.identity.subject}: {error}") from error
+    return context
+
+
+@contextlib.contextmanager
+def _memory_file(content: bytes) -> Iterator[str]:
+    """Give *content* a file name for a library that reads files only; it is in memory and of this process alone."""
+    descriptor = os.memfd_create("credentials", os.MFD_CLOEXEC)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 def server_credentials(security: SecurityConfig | None, *, now: float) -> grpc.ServerCredentials | None:
@@ -99,6 +170,8 @@ def server_credentials(security: SecurityConfig | None, *, now: float) -> grpc.S
     """
     if security is None or security.mode is SecurityMode.NONE:
         return None
+    import grpc
+
     material = load_material(security, now=now)
     return grpc.ssl_server_credentials(
         [(material.key, material.chain)],

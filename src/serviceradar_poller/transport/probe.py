@@ -26,7 +26,7 @@ from serviceradar_poller.env import Clock, Resolver, Transport
 from serviceradar_poller.errors import CallError
 from serviceradar_poller.transport.address import Address, AddressError, join_host_port, parse_address
 from serviceradar_poller.transport.certificates import date_text, identify
-from serviceradar_poller.transport.credentials import load_material
+from serviceradar_poller.transport.credentials import client_context, load_material
 from serviceradar_poller.transport.failures import one_line
 
 #: Addresses of one name that are tried.
@@ -126,9 +126,9 @@ async def probe(
     context: ssl.SSLContext | None = None
     if security is not None and security.mode is not SecurityMode.NONE:
         try:
-            context = _verifying_context(security, now=clock.wall())
-        except (CallError, ssl.SSLError) as error:
-            walk.add("credentials", StepState.FAILED, began_at, getattr(error, "detail", "") or str(error))
+            context = client_context(load_material(security, now=clock.wall()))
+        except CallError as error:
+            walk.add("credentials", StepState.FAILED, began_at, error.detail)
             walk.skip("resolve", "tcp", "tls", "http2", "grpc", why="our certificate files can't be used")
             return walk.steps
     addresses = await _resolve(walk, parsed, resolver)
@@ -245,18 +245,6 @@ async def _tls_and_http2(walk: _Walk, sock: socket.socket, context: ssl.SSLConte
     finally:
         writer.transport.abort()  # a polite close would wait for the peer's
         await asyncio.sleep(0)
-
-
-def _verifying_context(security: SecurityConfig, *, now: float) -> ssl.SSLContext:
-    """Make what gRPC's credentials do in the standard library's terms. Raises CallError, ssl.SSLError."""
-    load_material(security, now=now)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.hostname_checks_common_name = False
-    context.load_verify_locations(cafile=security.tls.ca_file)
-    context.load_cert_chain(security.tls.cert_file, security.tls.key_file)
-    context.set_alpn_protocols(["h2"])
-    return context
 
 
 def _tls_detail(tls: ssl.SSLObject | None) -> tuple[str, bool]:

@@ -1,0 +1,147 @@
+"""
+Run gRPC servers of others as processes, and ask them what they saw. For conformance tests only.
+
+A server process reads commands, one JSON object a line, and answers each by one line: it starts and stops servers with
+the options that a test wants, and tells what reached them. All of them serve ``/conformance.Echo``:
+
+=======  ==========================  =====================================================================
+method   request                     answer
+=======  ==========================  =====================================================================
+Unary    any bytes                   the same
+Slow     {"tag", "delay_s"}          the same, later
+Inspect  any bytes                   {"metadata": {name: text, or a list of a -bin's bytes}, "left_s"}
+Stream   {"count", "size"}           *count* messages of *size* bytes that begin with their index
+Broken   {"count", "code", "text"}   *count* messages of 8 bytes, then that status with TRAILERS
+Collect  stream of messages          {"count", "bytes", "crc"}
+Early    stream of messages          status RESOURCE_EXHAUSTED after the first
+Hang     tag                         never; notes "started" and "ended" with the tag
+=======  ==========================  =====================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import msgspec
+
+#: Longest wait for an answer of a server process; its start included.
+PATIENCE_S: Final = 15.0
+#: Trailing metadata of Broken: text, and bytes that text can't hold.
+TRAILER_TEXT: Final = "text of a trailer"
+TRAILER_BYTES: Final = bytes(range(256))
+TRAILERS: Final = (("x-text", TRAILER_TEXT), ("x-raw-bin", TRAILER_BYTES))
+SERVICE: Final = "/conformance.Echo/"
+
+
+class PeerProcess:
+    """
+    One process that serves; a context manager that ends it.
+
+    Args:
+        command: What runs it.
+        folder: Where it runs.
+        errors: Where its standard error goes: a file, for whoever looks for the cause of a failure.
+    """
+
+    def __init__(self, command: Sequence[str], *, folder: Path, errors: Path) -> None:
+        self._lock = threading.Lock()
+        self._errors = errors
+        self._unread = b""
+        with errors.open("wb") as sink:
+            self._process = subprocess.Popen(
+                command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sink, bufsize=0
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """
+        Give a command and return the answer.
+
+        Raises:
+            AssertionError: There was none in time; the text has the end of what the process said.
+        """
+        stdin = self._process.stdin
+        assert stdin is not None
+        with self._lock:
+            stdin.write(msgspec.json.encode({"do": do, **arguments}) + b"\n")
+            answer: dict[str, Any] = msgspec.json.decode(self._line(do))
+        assert "error" not in answer, f"{do}: {answer['error']}"
+        return answer
+
+    def start(self, *, port: int = 0, tls: bool = False, **options: Any) -> str:
+        """Start a server and return its address."""
+        return f"127.0.0.1:{self.ask('start', port=port, tls=tls, options=options)['port']}"
+
+    def stop(self, address: str) -> None:
+        """Stop a server and break its connections."""
+        self.ask("stop", port=int(address.rpartition(":")[2]))
+
+    async def wait_for(self, event: str, tag: str) -> None:
+        """Wait until the server has noted an event."""
+        await asyncio.to_thread(self.ask, "wait", event=event, tag=tag)
+
+    def freeze(self) -> None:
+        """Stop the process where it is: its sockets stay open and nothing answers."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End the process without a word."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def _line(self, what: str) -> bytes:
+        stdout = self._process.stdout
+        assert stdout is not None
+        while b"\n" not in self._unread:
+            readable, _, _ = select.select([stdout], [], [], PATIENCE_S)
+            data = os.read(stdout.fileno(), 65536) if readable else b""
+            if not data:
+                said = self._errors.read_text(errors="replace")[-2000:]
+                raise AssertionError(f"no answer to {what!r} within {PATIENCE_S:g} s; the server said: {said!r}")
+            self._unread += data
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line
+
+
+def python_command(module: str, pki: Path) -> list[str]:
+    """Return what runs a server process that is a module of this package."""
+    return [sys.executable, "-m", f"serviceradar_poller.testing.{module}", str(pki)]
+
+
+def stream_request(count: int, size: int) -> bytes:
+    """Return a request of Stream."""
+    return msgspec.json.encode({"count": count, "size": size})
+
+
+def broken_request(count: int, code: int, text: str) -> bytes:
+    """Return a request of Broken."""
+    return msgspec.json.encode({"count": count, "code": code, "text": text})
+
+
+def slow_request(tag: int, delay_s: float) -> bytes:
+    """Return a request of Slow."""
+    return msgspec.json.encode({"tag": tag, "delay_s": delay_s})

@@ -1,0 +1,456 @@
+"""
+Keep one peer's connection: opened by the first call, replaced when it can't be trusted, closed for good.
+
+The policy is the one of the other backend, whose module says why. A failed connect is not remembered: the next call
+dials anew, at once. Calls at the same time share one attempt to connect, and one that comes later joins it while it is
+young. A call that timed out with nothing heard on the connection since it began drops that connection; calls under
+way on a dropped one go on, and it is closed after the last of them.
+
+Calls beyond the streams that the peer allows wait their turn, in order, each until its own deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import AsyncIterable, Callable
+from typing import Any, Final
+
+from serviceradar_poller import __version__
+from serviceradar_poller.env import Resolver
+from serviceradar_poller.errors import CallError, GrpcCode, Layer
+from serviceradar_poller.transport import failures
+from serviceradar_poller.transport.address import Address
+from serviceradar_poller.transport.failures import ConnectStep
+from serviceradar_poller.transport.http2 import RequestHeaders
+from serviceradar_poller.transport.native.connection import Connection
+from serviceradar_poller.transport.native.dial import dial
+from serviceradar_poller.transport.native.exchange import Exchange
+from serviceradar_poller.transport.native.outcomes import failure_of
+from serviceradar_poller.transport.native.stream import NativeStream
+from serviceradar_poller.transport.native.tls import TlsClient, TlsError
+
+#: One attempt to connect: name, TCP, TLS and the peer's HTTP/2 settings together.
+CONNECT_TIMEOUT_S = 10.0
+#: A call does not join an attempt to connect that is older: its next SYN may be many seconds away.
+ATTEMPT_AGE_S_MAX: Final = 2.0
+#: Calls that wait for a free stream; each is a task of ours, so this bounds what a bug could pile up.
+WAITING_MAX: Final = 10_000
+#: A stream's sender waits while more than this waits for the peer's window.
+SEND_AHEAD_BYTES_MAX: Final = 64 * 1024
+#: Nothing here waits longer.
+TIMEOUT_S_MAX: Final = 86_400.0
+#: A peer that ends a call for its deadline does so while ours expires; its clock may be this much ahead.
+DEADLINE_SKEW_S: Final = 0.02
+
+_TIMED_OUT: Final = frozenset({GrpcCode.DEADLINE_EXCEEDED.value, GrpcCode.CANCELLED.value})
+USER_AGENT: Final = f"serviceradar-poller/{__version__}"
+
+
+class _Attempt:
+    """
+    One attempt to connect.
+
+    Attributes:
+        task: Gives the connection, or why there is none.
+        connection: From the connected socket on.
+        doubted: A call ran out of time while it waited.
+    """
+
+    __slots__ = ("_step", "began_at", "connection", "doubted", "task")
+
+    def __init__(self, began_at: float) -> None:
+        self.began_at = began_at
+        self._step = ConnectStep.TCP
+        self.connection: Connection | None = None
+        self.doubted = False
+        self.task: asyncio.Task[Connection | CallError] | None = None
+
+    @property
+    def step(self) -> ConnectStep:
+        """What it waits for."""
+        return self.connection.step if self.connection is not None else self._step
+
+    def at(self, step: ConnectStep) -> None:
+        """Note the next step before there is a connection."""
+        self._step = step
+
+
+class NativeChannel:
+    """
+    Calls to one peer, in bytes.
+
+    Belongs to one event loop. Calls raise CallError, or CancelledError when the caller's task is cancelled.
+
+    Args:
+        server_name: What the peer's certificate must hold, and its authority; empty: the address.
+        context: None for plaintext.
+        buffer: What connections read into, shared by all of a loop.
+
+    Attributes:
+        opened: How many attempts to connect were made so far.
+    """
+
+    __slots__ = (
+        "_address",
+        "_attempt",
+        "_attempts",
+        "_authority",
+        "_buffer",
+        "_closed",
+        "_connection",
+        "_context",
+        "_dropped",
+        "_granted",
+        "_headers",
+        "_peer",
+        "_resolver",
+        "_server_name",
+        "_waiting",
+        "opened",
+    )
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        server_name: str,
+        context: ssl.SSLContext | None,
+        resolver: Resolver,
+        buffer: memoryview,
+    ) -> None:
+        self._address = address
+        self._peer = str(address)
+        self._server_name = server_name or address.host
+        authority = server_name or str(address)
+        self._authority = f"[{authority}]" if server_name and ":" in server_name else authority
+        self._context = context
+        self._resolver = resolver
+        self._buffer = buffer
+        self._headers: dict[str, RequestHeaders] = {}  # by method: a handful
+        self._connection: Connection | None = None
+        self._attempt: _Attempt | None = None
+        self._attempts: set[_Attempt] = set()  # those superseded too; each lasts CONNECT_TIMEOUT_S at most
+        self._dropped: set[Connection] = set()  # bounded by the calls under way
+        self._waiting: deque[asyncio.Future[bool]] = deque()
+        self._granted = 0  # streams promised to calls that have not run since
+        self._closed = False
+        self.opened = 0
+
+    @property
+    def peer(self) -> str:
+        """``host:port`` for an operator's line."""
+        return self._peer
+
+    @property
+    def peer_certificate(self) -> bytes | None:
+        """The certificate that the peer proved, in DER; None without TLS or connection."""
+        return self._connection.peer_certificate if self._connection is not None else None
+
+    @property
+    def connection_age_s(self) -> float | None:
+        """Seconds since the connection was made; None without one."""
+        if self._connection is None:
+            return None
+        return asyncio.get_running_loop().time() - self._connection.connected_at
+
+    async def unary(self, method: str, payload: bytes, timeout_s: float) -> bytes:
+        """Call a method with one message each way."""
+        now = asyncio.get_running_loop().time()
+        deadline = self._deadline(now, timeout_s, timeout_s)
+        connection = self._connection
+        if connection is None or self._waiting or connection.room <= self._granted:
+            connection = await self._acquire(deadline, timeout_s)
+            now = asyncio.get_running_loop().time()
+        headers = self._headers.get(method) or self._new_headers(method)
+        exchange = connection.open(headers, payload, now=now, deadline=deadline)
+        try:
+            await exchange.waiter
+        except asyncio.CancelledError:
+            connection.cancel(exchange)
+            raise
+        outcome = exchange.call.outcome
+        if outcome is not None and outcome.code == 0 and exchange.failure is None:
+            message = exchange.call.take()
+            if message is not None:
+                return message
+        raise self.failed(connection, exchange, timeout_s)
+
+    async def send_stream(self, method: str, payloads: AsyncIterable[bytes], count: int, timeout_s: float) -> bytes:
+        """
+        Call a method with a stream of *count* messages to the peer and one message back.
+
+        Stops sending as soon as the peer has answered.
+
+        Raises:
+            PollerError: from *payloads*; the call is cancelled.
+        """
+        loop = asyncio.get_running_loop()
+        began_at = loop.time()
+        connection, headers = await self.acquire(method, timeout_s, timeout_s)
+        exchange = connection.open(headers, None, now=loop.time(), deadline=began_at + min(timeout_s, TIMEOUT_S_MAX))
+        call = exchange.call
+        sent_count = 0
+        try:
+            async for payload in payloads:
+                # Between two messages others get their turn, and an early answer is seen.
+                await asyncio.sleep(0)
+                while not exchange.ended and (connection.paused or call.pending_bytes > SEND_AHEAD_BYTES_MAX):
+                    await connection.wait(exchange)
+                if exchange.ended:
+                    break
+                sent_count += 1
+                call.send(payload, end=sent_count == count)
+                connection.soon()
+            else:
+                if sent_count < count or count == 0:
+                    call.finish_sending()
+                    connection.soon()
+            while not exchange.ended:
+                await connection.wait(exchange)
+        finally:
+            connection.cancel(exchange)  # does nothing to one that has ended
+        outcome = call.outcome
+        message = call.take() if outcome is not None and outcome.code == 0 and exchange.failure is None else None
+        if message is None:
+            raise self.failed(connection, exchange, timeout_s)
+        if not call.sent_all:
+            # What was sent last may wait for the peer's window still.
+            raise failures.early_answer(self._peer, min(sent_count, count - 1), count)
+        return message
+
+    def receive_stream(self, method: str, payload: Callable[[], bytes], timeout_s: float) -> NativeStream:
+        """Return a call with one message to the peer and a stream of messages back, which begins when it is read."""
+        return NativeStream(self, method, payload, timeout_s)
+
+    async def close(self) -> None:
+        """Close for good; calls under way fail with reason ``closed``."""
+        self._closed = True
+        connections = [*self._dropped, *([self._connection] if self._connection is not None else [])]
+        self._connection = self._attempt = None
+        self._dropped.clear()
+        tasks = {attempt.task for attempt in self._attempts if attempt.task is not None}
+        for task in tasks:
+            task.cancel()
+        for connection in connections:
+            connection.close()
+        self._retry_all()
+        if tasks:
+            await asyncio.wait(tasks)
+        for connection in connections:
+            await connection.wait_lost()
+        if self.opened:
+            # A connection that was dropped a moment ago loses its socket in the loop's next iteration.
+            await asyncio.sleep(0)
+
+    async def acquire(
+        self, method: str, left_s: float, timeout_s: float, stop: asyncio.Future[None] | None = None
+    ) -> tuple[Connection, RequestHeaders]:
+        """
+        Return what a call of *method* needs; the caller begins it before it awaits anything.
+
+        Args:
+            left_s: How long it may take.
+            timeout_s: What the call was given, for the words of a failure.
+            stop: When it is done, no connection is wanted any more: reason ``cancelled``.
+        """
+        deadline = self._deadline(asyncio.get_running_loop().time(), left_s, timeout_s)
+        connection = await self._acquire(deadline, timeout_s, stop)
+        return connection, self._headers.get(method) or self._new_headers(method)
+
+    # a connection with room for one more call
+
+    def _deadline(self, now: float, left_s: float, timeout_s: float) -> float:
+        if self._closed:
+            raise failures.closed(self._peer)
+        if not left_s > 0:
+            raise failures.deadline(self._peer, timeout_s)
+        return now + (left_s if left_s < TIMEOUT_S_MAX else TIMEOUT_S_MAX)
+
+    async def _acquire(self, deadline: float, timeout_s: float, stop: asyncio.Future[None] | None = None) -> Connection:
+        loop = asyncio.get_running_loop()
+        stops = () if stop is None else (stop,)
+        while True:
+            if self._closed:
+                raise failures.closed(self._peer)
+            if stop is not None and stop.done():
+                raise failures.cancelled(self._peer)
+            connection = self._connection
+            if connection is None:
+                await self._connected(deadline, timeout_s, stops)
+            elif connection.room > self._granted and not self._waiting:
+                return connection
+            elif await self._turn(deadline, timeout_s, stops):
+                granted = self._connection
+                if granted is not None and granted.room > 0:
+                    return granted
+            if loop.time() >= deadline and self._connection is None:
+                raise failures.deadline(self._peer, timeout_s)
+
+    async def _connected(self, deadline: float, timeout_s: float, stops: tuple[asyncio.Future[None], ...]) -> None:
+        """Wait for the attempt to connect. Raises CallError when it fails, or has not succeeded in time."""
+        loop = asyncio.get_running_loop()
+        attempt = self._attempt
+        if attempt is not None and attempt.doubted and loop.time() - attempt.began_at > ATTEMPT_AGE_S_MAX:
+            attempt = None
+        if attempt is None:
+            attempt = self._attempt = self._begin_attempt(loop)
+        task = attempt.task
+        assert task is not None
+        waited: set[asyncio.Future[Any]] = {task, *stops}
+        await asyncio.wait(waited, timeout=deadline - loop.time(), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            if self._closed or (stops and stops[0].done()):
+                return
+            attempt.doubted = True
+            raise failures.connect_timeout(self._peer, attempt.step, GrpcCode.DEADLINE_EXCEEDED, timeout_s)
+        if task.cancelled():
+            return  # the channel is closed
+        outcome = task.result()
+        if isinstance(outcome, CallError):
+            raise failures.again(outcome)
+        if self._connection is None and not self._closed:
+            # Another attempt is for another call.
+            raise self._ended_at_once(outcome)
+
+    def _begin_attempt(self, loop: asyncio.AbstractEventLoop) -> _Attempt:
+        self.opened += 1
+        attempt = _Attempt(loop.time())
+        self._attempts.add(attempt)
+        # Owned by this channel: it outlives the call that began it, and close() ends it.
+        attempt.task = loop.create_task(self._connect(attempt), name=f"connect {self._peer}")
+        return attempt
+
+    async def _connect(self, attempt: _Attempt) -> Connection | CallError:
+        connection: Connection | None = None
+        keep = False
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                tls = TlsClient(self._context, self._server_name) if self._context is not None else None
+                sock = await dial(
+                    self._address.host, self._address.port, peer=self._peer, resolver=self._resolver, at=attempt.at
+                )
+                connection = Connection(peer=self._peer, tls=tls, buffer=self._buffer, on_change=self._changed)
+                attempt.connection = connection
+                ready = connection.ready
+                assert ready is not None
+                try:
+                    await asyncio.get_running_loop().create_connection(lambda: connection, sock=sock)
+                except BaseException:
+                    sock.close()
+                    raise
+                failure = await ready
+                if failure is None and not connection.usable:
+                    failure = self._ended_at_once(connection)
+            keep = failure is None
+        except TimeoutError:
+            failure = failures.connect_timeout(self._peer, attempt.step, GrpcCode.UNAVAILABLE)
+        except TlsError as error:
+            failure = failures.tls(self._peer, str(error))
+        except CallError as error:
+            failure = error
+        finally:
+            self._attempts.discard(attempt)
+            if self._attempt is attempt:
+                self._attempt = None
+            if connection is not None and not keep:
+                connection.close()
+        if failure is not None:
+            return failure
+        assert connection is not None
+        if self._connection is None and not self._closed:
+            self._connection = connection
+        else:
+            connection.close()  # another attempt was faster
+        return connection
+
+    def _ended_at_once(self, connection: Connection) -> CallError:
+        """Say what became of a connection that was lost in the moment in which it was ready."""
+        going_away = connection.session.going_away
+        if going_away is not None:
+            return failures.goaway(self._peer, going_away.code, going_away.text)
+        return failures.connect_reset(self._peer, in_handshake=False)
+
+    async def _turn(self, deadline: float, timeout_s: float, stops: tuple[asyncio.Future[None], ...]) -> bool:
+        """Wait for a free stream; False when the connection that had none is gone. Raises CallError."""
+        loop = asyncio.get_running_loop()
+        if len(self._waiting) >= WAITING_MAX:
+            raise failures.no_stream(self._peer, WAITING_MAX)
+        began_at = loop.time()
+        connection = self._connection
+        assert connection is not None
+        connection.crowded = True
+        turn: asyncio.Future[bool] = loop.create_future()
+        self._waiting.append(turn)
+        waited: set[asyncio.Future[Any]] = {turn, *stops}
+        try:
+            await asyncio.wait(waited, timeout=deadline - began_at, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            if turn.done():
+                self._granted -= turn.result()
+                if self._connection is not None:
+                    self._changed(self._connection)  # the next one's turn
+            raise
+        finally:
+            if not turn.done():
+                turn.cancel()
+                self._waiting.remove(turn)
+        if turn.cancelled():
+            if stops and stops[0].done():
+                return False
+            if connection.heard_at <= began_at:
+                self._drop(connection)
+            raise failures.deadline(self._peer, timeout_s)
+        self._granted -= turn.result()
+        return turn.result()
+
+    def _changed(self, connection: Connection) -> None:
+        """Give free streams to those who wait, and close what is no longer of use."""
+        if connection is not self._connection:
+            if not connection.exchanges and connection in self._dropped:
+                self._dropped.discard(connection)
+                connection.close()
+            return
+        if not connection.usable:
+            self._drop(connection)
+            return
+        while self._waiting and connection.room > self._granted:
+            self._granted += 1
+            self._waiting.popleft().set_result(True)
+        connection.crowded = bool(self._waiting)
+
+    def _drop(self, connection: Connection) -> None:
+        """Take no more calls on it, and close it when the last has ended."""
+        if self._connection is connection:
+            self._connection = None
+            self._retry_all()
+        if connection.exchanges:
+            self._dropped.add(connection)
+        else:
+            connection.close()
+
+    def _retry_all(self) -> None:
+        while self._waiting:
+            self._waiting.popleft().set_result(False)
+
+    def _new_headers(self, method: str) -> RequestHeaders:
+        headers = self._headers[method] = RequestHeaders(
+            path=method, authority=self._authority, secure=self._context is not None, user_agent=USER_AGENT
+        )
+        return headers
+
+    def failed(self, connection: Connection, exchange: Exchange, timeout_s: float) -> CallError:
+        """Say why a call failed, and draw the conclusions for its connection."""
+        failure = exchange.failure
+        if failure is None:
+            outcome = exchange.call.outcome
+            assert outcome is not None
+            if outcome.code in _TIMED_OUT and asyncio.get_running_loop().time() >= exchange.deadline - DEADLINE_SKEW_S:
+                return failures.deadline(self._peer, timeout_s)
+            failure = failure_of(exchange.call, connection, self._peer)
+        elif failure.layer is Layer.DEADLINE:
+            failure = failures.deadline(self._peer, timeout_s)
+            if connection.heard_at <= exchange.began_at:
+                self._drop(connection)
+        return failures.again(failure)

@@ -1,0 +1,54 @@
+"""Make clients of agents and core on our own HTTP/2."""
+
+from __future__ import annotations
+
+from serviceradar_poller.config.model import SecurityConfig
+from serviceradar_poller.env import Clock, Resolver
+from serviceradar_poller.transport import failures
+from serviceradar_poller.transport.address import Address, AddressError, parse_address
+from serviceradar_poller.transport.clients import ChannelAgentClient, ChannelCoreClient
+from serviceradar_poller.transport.credentials import CredentialsCache
+from serviceradar_poller.transport.native.channel import NativeChannel
+from serviceradar_poller.transport.native.connection import READ_BUFFER_BYTES
+
+
+class NativeTransport:
+    """
+    Makes clients on our own HTTP/2; implements env.Transport. Belongs to one event loop.
+
+    Args:
+        clock: Its wall time judges certificates.
+        resolver: Finds the addresses of names.
+
+    Attributes:
+        credentials: Shared by all clients of this transport.
+    """
+
+    def __init__(self, *, clock: Clock, resolver: Resolver) -> None:
+        self.credentials = CredentialsCache(clock)
+        self._resolver = resolver
+        self._buffer = memoryview(bytearray(READ_BUFFER_BYTES))
+
+    def agent(self, address: str, security: SecurityConfig | None) -> ChannelAgentClient:
+        """Return a client for the agent at *address*. Raises CallError(layer=CONFIG)."""
+        return ChannelAgentClient(self.channel(address, security))
+
+    def core(self, address: str, security: SecurityConfig | None) -> ChannelCoreClient:
+        """Return a client for the core at *address*. Raises CallError(layer=CONFIG)."""
+        return ChannelCoreClient(self.channel(address, security))
+
+    def channel(self, address: str, security: SecurityConfig | None) -> NativeChannel:
+        """Return a channel to *address*. Raises CallError(layer=CONFIG)."""
+        try:
+            parsed: Address = parse_address(address)
+        except AddressError as error:
+            raise failures.unusable_address(str(error)) from error
+        if parsed.target.startswith("dns://") and not parsed.target.startswith("dns:///"):
+            raise failures.unusable_address(f"{address}: a DNS server of its own is known to transport grpcio only")
+        context = self.credentials.ssl_context(security)
+        server_name = security.server_name if security is not None and context is not None else ""
+        if not (server_name.isascii() and server_name.isprintable()):
+            raise failures.unusable_address(f"server_name {server_name!r} is not printable ASCII")
+        return NativeChannel(
+            parsed, server_name=server_name, context=context, resolver=self._resolver, buffer=self._buffer
+        )
