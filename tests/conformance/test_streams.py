@@ -179,7 +179,7 @@ def test_windows_and_frames(
             assert [task.result() for task in tasks] == payloads * 3
             # The server did take the options.
             session = connection_of(channel).session
-            assert session._initial_window <= max(window, 65_535)
+            assert session._initial_window == window
             assert "frame_bytes_max" not in options or session._peer_frame == options["frame_bytes_max"]
 
     drive(main)
