@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable
 
 import msgspec
@@ -13,6 +14,7 @@ from serviceradar_poller.testing.conformance_client import AMPLE_S, channel_to, 
 from serviceradar_poller.testing.conformance_proxy import Cut, Proxy, Way
 from serviceradar_poller.testing.contract import failure
 from serviceradar_poller.transport.native.channel import NativeChannel
+from serviceradar_poller.transport.native.connection import Connection
 
 #: What a connection that ends where it likes may be to the caller.
 REASONS = {"reset", "protocol", "goaway", "tls"}
@@ -108,9 +110,17 @@ def test_tls_cut_at_every_byte(grpcio: PeerProcess, mtls: SecurityConfig) -> Non
 
 
 @pytest.mark.slow
-def test_byte_by_byte(peer: PeerProcess, security: SecurityConfig | None) -> None:
+def test_byte_by_byte(peer: PeerProcess, security: SecurityConfig | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing depends on how bytes are put together: each alone, in both directions, gives the same answers."""
     target = peer.start(tls=security is not None)
+    sizes: Counter[int] = Counter()
+    take = Connection.buffer_updated
+
+    def counted(connection: Connection, size: int) -> None:
+        sizes[size] += 1
+        take(connection, size)
+
+    monkeypatch.setattr(Connection, "buffer_updated", counted)
 
     async def main() -> None:
         async with Proxy(target) as proxy:
@@ -122,6 +132,7 @@ def test_byte_by_byte(peer: PeerProcess, security: SecurityConfig | None) -> Non
                 )
                 assert (error.code, error.detail) == (GrpcCode.RESOURCE_EXHAUSTED, "full")
                 assert channel.opened == 1
+            assert sizes[1] > 0.9 * proxy.passed[Way.DOWN]
 
     drive(main)
 

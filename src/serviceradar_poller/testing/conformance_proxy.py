@@ -150,4 +150,6 @@ class Proxy:
                     passed[way] += len(piece)
                     await writer.drain()
                     if self.piece_bytes:
+                        # The receiver has read it after two: it runs behind this one in the next iteration of the loop.
                         await asyncio.sleep(self.pause_s)
+                        await asyncio.sleep(0)
