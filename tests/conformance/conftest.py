@@ -47,7 +47,7 @@ def grpcjs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("grpcjs")
     for name in ("package.json", "package-lock.json", "server.js"):
         shutil.copy(_JS / name, folder)
-    command = [npm, "ci", "--ignore-scripts", "--prefer-offline", "--no-audit", "--no-fund", "--loglevel=error"]
+    command = [npm, "ci", "--ignore-scripts", "--prefer-offline", "--no-audit", "--no-fund", "--fetch-retries=0"]
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_NPM_TIMEOUT_S)
     except subprocess.TimeoutExpired:
@@ -55,7 +55,8 @@ def grpcjs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if done.returncode:
         # A wrong hash is a failure: only a registry that can't be reached is none of ours.
         assert "EINTEGRITY" not in done.stderr, done.stderr
-        pytest.skip(f"npm can't install @grpc/grpc-js: {done.stderr.strip()[:300]}")
+        why = [line for line in done.stderr.splitlines() if line.startswith("npm error")]
+        pytest.skip(f"npm can't install @grpc/grpc-js: {'; '.join(why)[:200]}")
     return folder
 
 

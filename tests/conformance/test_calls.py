@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from serviceradar_poller.config.model import SecurityConfig
-from serviceradar_poller.errors import CallError, GrpcCode, Layer
+from serviceradar_poller.errors import GrpcCode, Layer
 from serviceradar_poller.testing.conformance import (
     SERVICE,
     TRAILERS,
@@ -17,7 +17,7 @@ from serviceradar_poller.testing.conformance import (
     slow_request,
     stream_request,
 )
-from serviceradar_poller.testing.conformance_client import AMPLE_S, channel_to, drive, messages, whole_call
+from serviceradar_poller.testing.conformance_client import AMPLE_S, channel_to, drive, messages, until_taken, whole_call
 from serviceradar_poller.testing.contract import failure
 from serviceradar_poller.transport.http2 import Cause
 
@@ -184,18 +184,14 @@ def test_refused_calls_were_not_taken(grpcio: PeerProcess) -> None:
     client.
     """
     address = grpcio.start(streams_max=100)
+    refusals: list[str] = []
 
     async def main() -> None:
         async with channel_to(address) as channel:
 
             async def call(tag: int) -> bytes:
-                while True:
-                    try:
-                        return await channel.unary(f"{SERVICE}Slow", slow_request(tag, 0.02), AMPLE_S)
-                    except CallError as error:
-                        if not (error.reason == "refused_stream" and error.retryable and error.unreachable):
-                            raise
-                        await asyncio.sleep(0.01)
+                request = slow_request(tag, 0.02)
+                return await until_taken(lambda: channel.unary(f"{SERVICE}Slow", request, AMPLE_S), refusals)
 
             await asyncio.to_thread(grpcio.ask, "stats")
             async with asyncio.TaskGroup() as group:
@@ -205,6 +201,7 @@ def test_refused_calls_were_not_taken(grpcio: PeerProcess) -> None:
             seen = await asyncio.to_thread(grpcio.ask, "stats")
             assert sorted(seen["order"]) == list(range(1000))
             assert seen["peak"] <= 100
+            assert set(refusals) <= {"refused_stream"}
 
     drive(main)
 

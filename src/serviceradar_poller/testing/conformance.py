@@ -97,13 +97,9 @@ class PeerProcess:
         """Wait until the server has noted an event."""
         await asyncio.to_thread(self.ask, "wait", event=event, tag=tag)
 
-    def freeze(self) -> None:
-        """Stop the process where it is: its sockets stay open and nothing answers."""
-        self._process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Let it go on."""
-        self._process.send_signal(signal.SIGCONT)
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal: SIGSTOP leaves the sockets open with nobody behind them."""
+        self._process.send_signal(number)
 
     def kill(self) -> None:
         """End the process without a word."""

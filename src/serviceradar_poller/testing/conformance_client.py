@@ -9,6 +9,7 @@ from typing import Any
 
 from serviceradar_poller.config.model import SecurityConfig
 from serviceradar_poller.env import SystemClock
+from serviceradar_poller.errors import CallError
 from serviceradar_poller.testing.conformance import SERVICE
 from serviceradar_poller.testing.leaks import no_leaks
 from serviceradar_poller.transport.http2 import Call
@@ -53,6 +54,18 @@ async def whole_call(channel: NativeChannel, method: str, request: bytes) -> tup
         await connection.wait(exchange)
     assert exchange.failure is None, exchange.failure
     return exchange.call, connection
+
+
+async def until_taken(make: Callable[[], Awaitable[bytes]], refusals: list[str]) -> bytes:
+    """Make a call again for as long as the peer has not taken it; *refusals* gets the reasons."""
+    while True:
+        try:
+            return await make()
+        except CallError as error:
+            if error.reason not in ("refused_stream", "goaway") or not (error.retryable and error.unreachable):
+                raise
+            refusals.append(error.reason)
+        await asyncio.sleep(0.01)
 
 
 async def messages(stream: Any) -> list[bytes]:

@@ -53,6 +53,7 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: set[asyncio.Event] = set()
+        self._closing = False
         self.cut: Cut | None = None
         self.piece_bytes = 0
         self.pause_s = 0.0
@@ -70,10 +71,14 @@ class Proxy:
     ) -> None:
         assert self._server is not None
         self._server.close()
-        while self._tasks:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.wait(self._tasks)
+        self._closing = True
+        tasks = set(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        # A socket is closed in the iteration after its transport.
+        await asyncio.sleep(0)
         await asyncio.sleep(0)
 
     def freeze(self) -> None:
@@ -106,20 +111,17 @@ class Proxy:
                 pumps.add(loop.create_task(self._pump(way, reader, writer, limit, passed, thawed)))
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         except (asyncio.CancelledError, OSError):
-            pass  # close() waits for the end of this task, and there is nobody else to tell
+            pass  # whoever cancelled waits for the end of this task, and there is nobody else to tell
         finally:
             for pump in pumps:
                 pump.cancel()
             for writer in writers:
                 if cut is not None and cut.reset:
                     reset(writer)
+                elif self._closing:
+                    writer.transport.abort()
                 else:
                     writer.close()
-            for writer in writers:
-                with contextlib.suppress(OSError):
-                    await writer.wait_closed()
-            if pumps:
-                await asyncio.wait(pumps)
             self._open.discard(thawed)
             self._tasks.discard(task)
 
@@ -148,4 +150,6 @@ class Proxy:
                     passed[way] += len(piece)
                     await writer.drain()
                     if self.piece_bytes:
+                        # The receiver has read it after two: it runs behind this one in the next iteration of the loop.
                         await asyncio.sleep(self.pause_s)
+                        await asyncio.sleep(0)
