@@ -48,7 +48,7 @@ WARM_UP_REPORTS = 3
 SETTLE_S = 0.5
 #: Latencies that the poller's view takes its percentiles from.
 NEWEST = 1_024
-START_TIMEOUT_S = 180.0
+START_TIMEOUT_S = 120.0
 #: The size that promises are made for, and by transport: MiB and CPU seconds a cycle.
 PROMISED = 1_000
 RSS_MIB_MAX = {"grpcio": 200.0, "native": 130.0}

@@ -32,19 +32,21 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[s
         running = {}
         for suite in SUITES:
             command = [sys.executable, "-m", "benchmarks", suite, "--quick", "--date", "2026-01-02"]
-            running[suite] = subprocess.Popen(
-                [*command, "--results", str(folder / suite)],
-                cwd=ROOT,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
+            running[suite] = stack.enter_context(
+                subprocess.Popen(
+                    [*command, "--results", str(folder / suite)],
+                    cwd=ROOT,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
             )
             stack.callback(running[suite].kill)
         found = {}
         for suite, process in running.items():
-            out, errors = process.communicate(timeout=90.0)
+            out, errors = process.communicate(timeout=110.0)
             assert process.returncode == 0, (suite, out, errors[-3000:])
             kept = msgspec.json.decode((folder / suite / "2026-01-02.json").read_bytes())
             found[suite] = (out, kept)
