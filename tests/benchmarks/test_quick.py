@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ import pytest
 
 from serviceradar_poller.testing.process import eventually
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+#: All suites share the machine: the slowest of them sets the time.
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
 
 ROOT = Path(__file__).parents[2]
 SUITES = ("kernel", "overhead", "poller", "recovery", "isolation", "spool", "streams", "outage")
@@ -29,6 +31,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[s
     folder = tmp_path_factory.mktemp("results")
     environment = {**os.environ, MARK: str(folder)}
     with contextlib.ExitStack() as stack:
+        stack.callback(_end_left, str(folder))
         running = {}
         for suite in SUITES:
             command = [sys.executable, "-m", "benchmarks", suite, "--quick", "--date", "2026-01-02"]
@@ -46,11 +49,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[s
             stack.callback(running[suite].kill)
         found = {}
         for suite, process in running.items():
-            out, errors = process.communicate(timeout=110.0)
+            out, errors = process.communicate(timeout=200.0)
             assert process.returncode == 0, (suite, out, errors[-3000:])
             kept = msgspec.json.decode((folder / suite / "2026-01-02.json").read_bytes())
             found[suite] = (out, kept)
-        eventually(lambda: not _left(str(folder)), "every process of a benchmark has ended")
+        eventually(lambda: not [*_left(str(folder))], "every process of a benchmark has ended")
         yield found
 
 
@@ -104,11 +107,16 @@ def test_a_run_that_is_partial_or_quick_writes_no_readme() -> None:
         assert "benchmarks:" in done.stderr
 
 
-def _left(mark: str) -> list[str]:
-    """Return the command lines of living processes that a run has started."""
-    found = []
+def _left(mark: str) -> Iterator[tuple[int, str]]:
+    """Give pid and command line of the living processes that a run has started."""
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if entry.name.isdecimal() and f"{MARK}={mark}\0".encode() in (entry / "environ").read_bytes():
-                found.append((entry / "cmdline").read_text("utf-8", "replace"))
-    return found
+                yield int(entry.name), (entry / "cmdline").read_text("utf-8", "replace")
+
+
+def _end_left(mark: str) -> None:
+    """End what a failed run leaves behind; after one that succeeded there is nothing."""
+    for pid, _ in _left(mark):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
