@@ -1,7 +1,8 @@
 """
 Run the benchmarks one after the other, print what they found, and keep it.
 
-    python -m benchmarks [kernel overhead poller recovery isolation spool streams outage] [--quick | --long] [--write]
+    python -m benchmarks [kernel overhead poller recovery isolation spool streams outage soak]
+                         [--quick | --long] [--write]
 
 The exit code is 0 when every promise holds, 1 when one doesn't, 2 when the command line can't be understood.
 """
@@ -18,14 +19,13 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import msgspec
-
-from benchmarks import isolation, kernel, outage, overhead, poller, recovery, spool, streams
+from benchmarks import isolation, kernel, outage, overhead, poller, recovery, soak, spool, streams
 from benchmarks.report import (
     Promise,
     Result,
     Table,
     as_text,
+    keep,
     machine,
     number,
     promises_table,
@@ -87,6 +87,7 @@ SUITES: dict[str, Callable[..., Result]] = {
     "spool": spool.main,
     "streams": streams.main,
     "outage": outage.main,
+    "soak": soak.main,
 }
 
 
@@ -119,33 +120,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         keep(folder / f"{args.date}.json", results, facts)
     return 0 if all(promise.kept for result in results for promise in result.promises) else 1
-
-
-def keep(path: Path, results: Sequence[Result], facts: dict[str, str]) -> None:
-    """Write every measurement as JSON; what isn't a number becomes null."""
-    body = {
-        "machine": facts,
-        "suites": {
-            result.suite: {
-                "took_s": round(result.took_s, 1),
-                "promises": [{**dataclasses.asdict(promise), "kept": promise.kept} for promise in result.promises],
-                **result.raw,
-            }
-            for result in results
-        },
-    }
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(_rounded(body)), indent=1) + b"\n")
-
-
-def _rounded(value: object) -> object:
-    """Return *value* with microseconds as the finest: what is beyond that is noise."""
-    if isinstance(value, float):
-        return round(value, 6)
-    if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(each) for each in value]
-    return value
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,23 +11,19 @@ is taken off in which the poller was ready to run and the machine gave it no CPU
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from benchmarks.measure import LOOP_LAG, histograms, percentile
 from benchmarks.report import Promise, Result, Table, number
-from serviceradar_poller.lab.pki import make_pki
-from serviceradar_poller.testing.site import Site, make_site
+from benchmarks.site import running
+from serviceradar_poller.testing.site import Site
 
 AGENTS = 1_000
 INTERVAL_S = 10.0
 CYCLES = 3
 FAULTS = ("mute", "freeze", "hang_status")
 LATENESS_MS_MAX = 100.0
-START_TIMEOUT_S = 60.0
 WARM_UP_REPORTS = 3
 #: The latest checks of a phase, for which the wait for a CPU is looked up.
 LATEST = 20
@@ -59,23 +55,10 @@ class Phase:
 def main(*, quick: bool = False) -> Result:
     """Measure; quick: 30 agents, one fault, short cycles."""
     agents, interval_s, faults = (30, 1.0, FAULTS[:1]) if quick else (AGENTS, INTERVAL_S, FAULTS)
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as name, contextlib.ExitStack() as stack:
-        folder = Path(name)
-        make_pki(folder / "pki")
-        site = make_site(
-            stack,
-            folder,
-            agents,
-            cert_dir=folder / "pki",
-            interval=f"{round(interval_s * 1000)}ms",
-            ready=False,
-        )
-        site.poller.ready(timeout_s=START_TIMEOUT_S)
-        site.await_reports(WARM_UP_REPORTS, since=0, timeout_s=START_TIMEOUT_S)
+    with running(agents, interval_s=interval_s, warm_up_reports=WARM_UP_REPORTS) as site:
         phases = [_phase(site, "", "", interval_s)]
         for index, fault in enumerate(faults):
             phases.append(_phase(site, fault, f"agent-{7 * (index + 1):04d}", interval_s))
-        site.poller.stop()
     hung = [phase for phase in phases if phase.fault]
     return Result(
         suite="isolation",

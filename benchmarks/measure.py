@@ -16,6 +16,7 @@ POLL_DURATION = "poll_duration_seconds"
 POLL_LATENESS = "poll_lateness_seconds"
 LOOP_LAG = "loop_lag_seconds"
 
+_PLAIN = re.compile(r"^serviceradar_poller_(\w+) (\S+)$", re.MULTILINE)
 _BUCKET = re.compile(r'^serviceradar_poller_(\w+)_bucket\{(?:.*,)?le="([^"]+)".*\} (\S+)$', re.MULTILINE)
 
 
@@ -28,6 +29,16 @@ def rss_bytes(pid: int) -> int:
     """Return the resident memory of a process."""
     with open(f"/proc/{pid}/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * 4096
+
+
+def open_fds(pid: int) -> int:
+    """Return the number of open file descriptors of a process."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def threads(pid: int) -> int:
+    """Return the number of threads of a process."""
+    return len(os.listdir(f"/proc/{pid}/task"))
 
 
 def process_age_s(pid: int) -> float:
@@ -95,3 +106,13 @@ def parse_histograms(text: str) -> dict[str, Buckets]:
         counts = found.setdefault(name, {})
         counts[float(bound)] = counts.get(float(bound), 0.0) + float(count)
     return {name: Buckets(counts) for name, counts in found.items()}
+
+
+def plain_metrics(poller: PollerProcess) -> dict[str, float]:
+    """Scrape /metrics once; return every series without labels by its name without the prefix, all of one moment."""
+    return parse_plain(poller.http("/metrics")[1].decode())
+
+
+def parse_plain(text: str) -> dict[str, float]:
+    """Return the series without labels of an exposition in Prometheus's text format."""
+    return {name: float(value) for name, value in _PLAIN.findall(text)}

@@ -11,24 +11,20 @@ core that is counted, every 5 to 10 s; 60 reports of 1 MB at what core takes, so
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import cpu_s, rss_bytes
 from benchmarks.report import MIB, Promise, Result, Table, number
-from serviceradar_poller.lab.pki import make_pki
-from serviceradar_poller.testing.site import Site, make_site
+from benchmarks.site import running
+from serviceradar_poller.testing.site import Site
 
 AGENTS = 1_000
 INTERVAL_S = 10.0
 OUTAGE_S = 120.0
 LONG_OUTAGE_S = 600.0
 STEP_S = 60.0
-START_TIMEOUT_S = 60.0
 DRAIN_TIMEOUT_S = 300.0
 #: Before the outage: the report that registers, two cycles, and what malloc and the first seals take for good.
 WARM_UP_REPORTS = 4
@@ -55,19 +51,7 @@ def main(*, quick: bool = False, long: bool = False) -> Result:
     agents, interval_s, outage_s, step_s = AGENTS, INTERVAL_S, LONG_OUTAGE_S if long else OUTAGE_S, STEP_S
     if quick:
         agents, interval_s, outage_s, step_s = 30, 1.0, 6.0, 2.0
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as name, contextlib.ExitStack() as stack:
-        folder = Path(name)
-        make_pki(folder / "pki")
-        site = make_site(
-            stack,
-            folder,
-            agents,
-            cert_dir=folder / "pki",
-            interval=f"{round(interval_s * 1000)}ms",
-            ready=False,
-        )
-        site.poller.ready(timeout_s=START_TIMEOUT_S)
-        site.await_reports(WARM_UP_REPORTS, since=0, timeout_s=START_TIMEOUT_S)
+    with running(agents, interval_s=interval_s, warm_up_reports=WARM_UP_REPORTS) as site:
         time.sleep(interval_s / 20)
         mark = site.poller.mark()
         samples = _outage(site, outage_s=outage_s, step_s=step_s)
@@ -75,7 +59,6 @@ def main(*, quick: bool = False, long: bool = False) -> Result:
         late = site.poller.late_checks(since=mark)
         checks = site.poller.events("check_finished", since=mark)
         accounts = site.poller.json("/health")["statuses"]
-        site.poller.stop()
     return _result(
         agents=agents, outage_s=outage_s, samples=samples, drained=drained, late=len(late), checks=checks,
         accounts=accounts, quick=quick,

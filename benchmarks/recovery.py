@@ -14,18 +14,15 @@ poller that tries ever less often.
 
 from __future__ import annotations
 
-import contextlib
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from benchmarks.report import Promise, Result, Table, number
-from serviceradar_poller.lab.pki import make_pki
-from serviceradar_poller.testing.site import Site, make_site
+from benchmarks.site import running
+from serviceradar_poller.testing.site import Site
 
 AGENTS = 25
 INTERVAL_S = 30.0
@@ -59,14 +56,8 @@ class Return:
 def main(*, quick: bool = False) -> Result:
     """Measure; quick: two agents, and a fraction of all times but the poller's own."""
     scale, plan = (QUICK_SCALE, RETURNS_S[1:3]) if quick else (1.0, RETURNS_S)
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as name, contextlib.ExitStack() as stack:
-        folder = Path(name)
-        make_pki(folder / "pki")
-        site = make_site(
-            stack, folder, AGENTS, cert_dir=folder / "pki", interval=f"{round(INTERVAL_S * scale * 1000)}ms"
-        )
+    with running(AGENTS, interval_s=INTERVAL_S * scale) as site:
         returns = _measure(site, INTERVAL_S * scale, scale, plan)
-        site.poller.stop()
     first_s = [each.first_s for each in returns]
     rows = tuple((each.agent, number(each.after_tick_s), number(each.first_s), number(each.all_s)) for each in returns)
     summary = ("median / max", "", f"{number(statistics.median(first_s))} / {number(max(first_s))}", "")

@@ -6,10 +6,11 @@ import math
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import grpc
+import msgspec
 
 BEGIN = "<!-- results: begin (written by the command below; edits are lost) -->"
 END = "<!-- results: end -->"
@@ -145,8 +146,35 @@ def update_readme(path: Path, section: str) -> None:
     path.write_text(f"{head}{begin}\n\n{section}\n\n{end}{tail}", "utf-8")
 
 
+def keep(path: Path, results: Sequence[Result], facts: dict[str, str]) -> None:
+    """Write every measurement as JSON; what isn't a number becomes null."""
+    body = {
+        "machine": facts,
+        "suites": {
+            result.suite: {
+                "took_s": round(result.took_s, 1),
+                "promises": [{**asdict(promise), "kept": promise.kept} for promise in result.promises],
+                **result.raw,
+            }
+            for result in results
+        },
+    }
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(_rounded(body)), indent=1) + b"\n")
+
+
 def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _rounded(value: object) -> object:
+    """Return *value* with microseconds as the finest: what is beyond that is noise."""
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(each) for each in value]
+    return value
 
 
 def _processor() -> str:

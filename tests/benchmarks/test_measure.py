@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
 
-from benchmarks.measure import Buckets, cpu_s, parse_histograms, percentile, rss_bytes
+from benchmarks.measure import Buckets, cpu_s, open_fds, parse_histograms, parse_plain, percentile, rss_bytes, threads
 
 BOUNDS = (0.01, 0.1, 1.0)
 
@@ -57,3 +58,28 @@ def test_cpu_and_memory_are_those_of_the_process() -> None:
     measured_s = cpu_s(os.getpid())
     assert before_s <= measured_s <= time.process_time()
     assert 2**22 < rss_bytes(os.getpid()) < 2**36
+
+
+def test_descriptors_and_threads_are_counted_one_by_one() -> None:
+    """One more of either is one more."""
+    pid = os.getpid()
+    fds, before = open_fds(pid), threads(pid)
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    with open(os.devnull, "rb"):
+        thread.start()
+        assert (open_fds(pid), threads(pid)) == (fds + 1, before + 1)
+    end.set()
+    thread.join()
+    assert open_fds(pid) == fds
+
+
+def test_series_without_labels_are_read_by_name() -> None:
+    """Each has its value; those with labels, of histograms and of others are left out."""
+    registry = CollectorRegistry()
+    Gauge("serviceradar_poller_a", "a", registry=registry).set(2.5)
+    Gauge("serviceradar_poller_b_total", "b", registry=registry).set(1e9)
+    Gauge("serviceradar_poller_c", "c", registry=registry).set(math.inf)
+    Gauge("serviceradar_poller_d", "d", ("kind",), registry=registry).labels("x").set(1.0)
+    Gauge("process_e", "e", registry=registry).set(1.0)
+    assert parse_plain(generate_latest(registry).decode()) == {"a": 2.5, "b_total": 1e9, "c": math.inf}

@@ -20,7 +20,7 @@ from serviceradar_poller.testing.process import eventually
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
 
 ROOT = Path(__file__).parents[2]
-SUITES = ("kernel", "overhead", "poller", "recovery", "isolation", "spool", "streams", "outage")
+SUITES = ("kernel", "overhead", "poller", "recovery", "isolation", "spool", "streams", "outage", "soak")
 #: Marks every process that a run starts, and those that they start.
 MARK = "BENCHMARK_TEST_RUN"
 
@@ -95,6 +95,21 @@ def test_isolation_counts_every_check_of_the_others(runs: dict[str, tuple[str, d
     assert all(phase["failed"] == 0 for phase in phases)
     assert all(phase["checks"] >= 2 * 29 * 2 for phase in phases), "three cycles, of which a loaded machine may cut one"
     assert all(0 <= phase["p50_s"] <= phase["p999_s"] <= phase["max_s"] for phase in phases)
+
+
+def test_a_soak_has_faults_of_agents_and_core_and_loses_nothing(runs: dict[str, tuple[str, dict[str, Any]]]) -> None:
+    """Agents and core had faults that were felt; every status is in one place at each look, and with core at last."""
+    run = runs["soak"][1]["suites"]["soak"]
+    assert sum(count for kind, count in run["faults"].items() if not kind.startswith("core ")) > 10
+    assert sum(count for kind, count in run["faults"].items() if kind.startswith("core ")) > 0
+    assert run["failed"] > 0 and min(sample["up"] for sample in run["samples"]) < 30
+    assert len(run["samples"]) >= 60
+    assert [sample for sample in run["samples"] if sample["imbalance"] != 0] == []
+    assert run["accounts"]["polled"] == run["accounts"]["delivered"] > 0
+    assert run["recorded"] >= run["accepted"] >= run["accounts"]["delivered"]
+    assert run["lost"] == run["bad"] == 0 and run["good_s"] is not None
+    assert {each["name"] for each in run["courses"]} == {"open descriptors", "tasks", "threads", "RSS"}
+    assert all(each["first"] > 0 and each["last"] > 0 for each in run["courses"])
 
 
 def test_a_run_that_is_partial_or_quick_writes_no_readme() -> None:

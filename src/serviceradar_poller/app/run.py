@@ -150,6 +150,8 @@ def _pull(poller: Poller, metrics: MetricsSink) -> None:
         "Live children of the supervision tree.",
         lambda: poller.tree.process_count() if poller.tree is not None else 0,
     )
+    # Looks at each of them: 0.2 ms for a thousand.
+    metrics.pull_gauge("loop_tasks", "Tasks of the event loop that have not ended.", lambda: len(asyncio.all_tasks()))
 
 
 def _tune_malloc() -> None:
