@@ -104,7 +104,7 @@ class Run:
     Attributes:
         faults: How often each kind was in force; those of core begin with ``core``.
         good_s: From the end of all faults until everybody is good; infinite when that was not within GOOD_TIMEOUT_S.
-        bad: Statuses in core that are not good at the very end.
+        bad: Checks that are not good in core at the very end.
         accounts: Where every status is at the end.
         accepted, recorded: Statuses in the calls that core accepted, by the poller's count and by core's.
         outcomes_dropped: Outcomes that never came into a report.
@@ -264,7 +264,7 @@ def account_table(run: Run) -> Table:
             ("recorded by core, answers that were lost included", f"{run.recorded:,}"),
             ("lost", f"{run.lost:,}"),
             ("every agent good again after the last fault, s", number(run.good_s)),
-            ("statuses not good in core at the end", f"{run.bad}"),
+            ("checks not good in core at the end", f"{run.bad}"),
             ("failed checks", f"{run.failed:,}"),
             ("of these of agents that had no fault", f"{run.steady_failed}"),
             ("children that were restarted", f"{run.restarts}"),
@@ -297,7 +297,7 @@ def promises(run: Run, judged: Sequence[Course], settings: Settings) -> tuple[Pr
         ("statuses lost", 0.0, run.lost, "statuses"),
         ("statuses that still wait", 0.0, run.accounts["queued"], "statuses"),
         ("everybody good again after", GOOD_S_MAX, run.good_s, "s"),
-        ("statuses not good in the end", 0.0, run.bad, "statuses"),
+        ("checks not good in the end", 0.0, run.bad, "checks"),
         ("failed checks of agents without a fault", 0.0, run.steady_failed, "checks"),
         ("children restarted", 0.0, run.restarts, "children"),
     ):

@@ -90,7 +90,7 @@ def test_whoever_says_that_a_status_is_lost_is_believed(change: dict[str, object
     ("change", "broken"),
     [
         ({"good_s": math.inf}, "everybody good again after"),
-        ({"bad": 1}, "statuses not good in the end"),
+        ({"bad": 1}, "checks not good in the end"),
         ({"steady_failed": 1}, "failed checks of agents without a fault"),
         ({"restarts": 1}, "children restarted"),
         ({"after": dataclasses.replace(REST, fds=33.0)}, "descriptors at rest, afterwards"),
