@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from serviceradar_poller.logic.schedule import (
     CHECKS_TOGETHER,
     EXPEDITED_COVERS_S,
+    PLACE_STEP_S,
     CheckPlan,
     Due,
     Schedule,
@@ -75,7 +76,8 @@ def test_an_offset_lies_in_its_window_and_never_changes(poller: str, agent: str,
 def test_offsets_are_the_same_in_every_process() -> None:
     """The place of a check is fixed for good: it is the one that the b2sum tool gives for its names."""
     digest = 0xA41CB9423A3FA2FC  # printf 6:site-a7:edge-019:icmp:ping | b2sum -l 64
-    assert offset_s("site-a", "edge-01", "icmp:ping", 1.0) == pytest.approx(digest / 2**64, abs=1e-15)
+    assert offset_s("site-a", "edge-01", "icmp:ping", 1.0) == pytest.approx(math.floor(digest / 2**64 * 50) / 50)
+    assert offset_s("site-a", "edge-01", "icmp:ping", 1e6) == pytest.approx(digest / 2**64 * 1e6, abs=PLACE_STEP_S)
 
 
 def test_offsets_spread_evenly() -> None:
@@ -83,6 +85,16 @@ def test_offsets_spread_evenly() -> None:
     tenths = Counter(int(offset_s("p", f"agent-{i}", f"c{i % 3}", 10.0)) for i in range(3000))
     assert sorted(tenths) == list(range(10))
     assert all(abs(count - 300) < 5 * math.sqrt(3000 * 0.1 * 0.9) for count in tenths.values())
+
+
+@given(st.floats(PLACE_STEP_S, 100.0))
+def test_agents_share_places(window: float) -> None:
+    """The window is cut into equal places of at least a fixed step, so that agents begin together."""
+    offsets = sorted({offset_s("p", f"agent-{i}", "", window) for i in range(200)})
+    steps = [after - before for before, after in itertools.pairwise(offsets)]
+    assert all(step >= PLACE_STEP_S - 1e-9 for step in steps)
+    width = window / math.floor(window / PLACE_STEP_S)
+    assert all(offset / width == pytest.approx(round(offset / width), abs=1e-6) for offset in offsets)
 
 
 @given(st.lists(st.text(), min_size=1, max_size=100, unique=True))

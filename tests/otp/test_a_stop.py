@@ -269,6 +269,37 @@ def test_a30_a_blocked_loop_is_reported_with_its_stack() -> None:
     assert 0.1 <= blocked.blocked_s < 5
 
 
+@pytest.mark.slow
+def test_the_watchdog_lets_a_sleeping_loop_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that waits for events is not woken to prove that it lives."""
+    asked = threading.Event()
+
+    async def main() -> int:
+        loop = asyncio.get_running_loop()
+        wakes = 0
+        wake = loop.call_soon_threadsafe
+
+        def counted(*args: Any, **options: Any) -> asyncio.Handle:
+            nonlocal wakes
+            wakes += 1
+            asked.set()
+            return wake(*args, **options)
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+        watchdog = LoopWatchdog(emit=lambda _: None, threshold_s=0.1, interval_s=0.01)
+        watchdog.start(loop)
+        try:
+            assert asked.wait(5)  # the loop is held here: it looks at work, and is asked
+            await asyncio.sleep(0.05)
+            wakes = 0
+            await asyncio.sleep(0.3)
+        finally:
+            watchdog.stop()
+        return wakes
+
+    assert asyncio.run(main()) <= 1  # of 30 looks; one may find the loop as it goes to sleep
+
+
 @pytest.mark.parametrize("end", ["normal", "boom", "kill", "stop", "brutal", "helper", "restart"])
 def test_a31_helpers_die_with_their_child(end: str) -> None:
     """In every way to end, the helpers are cancelled and awaited first, and no task or timer is left."""

@@ -27,6 +27,9 @@ import msgspec
 EXPEDITED_COVERS_S = 1.0
 #: Plain checks of an agent that begin together: a wake-up and a TLS record for all of them, and no burst.
 CHECKS_TOGETHER = 8
+#: Places in the spread window lie at least this far apart. What is alone at its place wakes the program for itself,
+#: and a sleeping program begins with cold caches: with a place for every agent a cycle of 1,000 costs 40 % more CPU.
+PLACE_STEP_S = 0.02
 #: Results are never asked for more often, whatever the configuration says.
 RESULTS_INTERVAL_S_MIN = 0.1
 
@@ -141,13 +144,15 @@ def offset_s(poller_id: str, agent: str, check_key: str, window_s: float) -> flo
     """
     Return the check's place after each tick: stable, evenly spread over [0, *window_s*), anywhere the same.
 
+    The window has one place for every PLACE_STEP_S, at least one.
+
     Args:
         window_s: 0 puts every check on the tick itself.
     """
     assert window_s >= 0
-    # 53 bits fill a double exactly, so the fraction is below 1; the product may still round up to the window.
-    fraction = (_hashed(poller_id, agent, check_key) >> 11) / 2.0**53
-    return min(fraction * window_s, math.nextafter(window_s, 0.0))
+    places = max(1, math.floor(window_s / PLACE_STEP_S))
+    # The hash as a fraction of 2**64, times the places, rounded down; in integers, so that it never reaches `places`.
+    return (_hashed(poller_id, agent, check_key) * places >> 64) * (window_s / places)
 
 
 def place_of(check_key: str, checks: int) -> str:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import selectors
 import sys
 import threading
 import traceback
 from collections.abc import Callable
+from typing import Final
 
 from serviceradar_poller.events.kernel import LoopBlocked
 from serviceradar_poller.otp.exits import TRACEBACK_CHARS_MAX
+
+#: A turn of asyncio's loop; what it calls "select" itself is a wait for events.
+_TURN: Final = asyncio.BaseEventLoop._run_once.__code__  # type: ignore[attr-defined]
 
 
 class LoopWatchdog:
     """
     Reports a blocked loop, once per episode, at most ``threshold_s + 2 * interval_s`` after it stopped.
 
-    The thread asks the loop for a sign of life every *interval_s* and looks at the loop's stack when none has
-    come for *threshold_s*. Code that holds the GIL throughout (a long C call) also holds the watchdog: then it
-    reports late.
+    The thread looks every *interval_s*. A loop that is found asleep, waiting for something to happen, is well and left
+    alone: waking it ten times a second would cost an idle program more than all else that it does. One that is found
+    at work is asked for a sign of life, and its stack is looked at when none has come for *threshold_s*. Code that
+    holds the GIL throughout (a long C call) also holds the watchdog: then it reports late.
 
     Args:
         emit: Called **from the watchdog's thread**: it must be thread-safe.
@@ -62,9 +68,11 @@ class LoopWatchdog:
         reported = False
         while not self._stopped.wait(self._interval_s):
             if not self._asked:
-                # The loop wakes once per interval for this: the price of knowing, some 50 µs each time.
-                self._asked = True
                 reported = False
+                if _is_asleep(thread_id):
+                    continue
+                self._seen_s = loop.time()  # nothing was asked since: what it does now began after the last look
+                self._asked = True
                 try:
                     loop.call_soon_threadsafe(self._sign, loop)
                 except RuntimeError:  # the loop is closed
@@ -78,6 +86,18 @@ class LoopWatchdog:
     def _sign(self, loop: asyncio.AbstractEventLoop) -> None:
         self._seen_s = loop.time()
         self._asked = False
+
+
+def _is_asleep(thread_id: int) -> bool:
+    """Tell whether asyncio's own loop waits for the next event; any other loop is taken to be at work."""
+    frame = sys._current_frames().get(thread_id)
+    caller = frame.f_back if frame is not None else None
+    return (
+        frame is not None
+        and caller is not None
+        and frame.f_code is selectors.DefaultSelector.select.__code__
+        and caller.f_code is _TURN
+    )
 
 
 def _stack_of_thread(thread_id: int) -> str:
