@@ -12,7 +12,7 @@ from serviceradar_poller.config.model import (
     ReportMode,
     TransportBackend,
 )
-from serviceradar_poller.testing.configs import build, only_problem, warned_at
+from serviceradar_poller.testing.configs import build, build_agent, only_problem, warned_at
 
 
 def test_sections_are_read() -> None:
@@ -58,10 +58,19 @@ def test_sections_are_read() -> None:
 
 
 def test_unknown_transport() -> None:
-    """Only what makes calls can be chosen, and the default is gRPC's library."""
-    assert build().config.transport is TransportBackend.GRPCIO
+    """Only what makes calls can be chosen, and the default is the poller's own."""
+    assert build().config.transport is TransportBackend.NATIVE
     problem = only_problem(transport="carrier pigeon")
     assert (problem.path, problem.accepted) == ("transport", "grpcio, native")
+
+
+def test_the_default_transport_reaches_every_address() -> None:
+    """An address with a DNS server of its own, which only gRPC's library can ask, makes that the default."""
+    assert build(core_address="dns://10.0.0.53/core:50052").config.transport is TransportBackend.GRPCIO
+    assert build_agent(address="dns://10.0.0.53/edge:50051").config.transport is TransportBackend.GRPCIO
+    assert build_agent(address="dns:///edge:50051").config.transport is TransportBackend.NATIVE
+    said = build(core_address="dns://10.0.0.53/core:50052", transport="native")
+    assert said.config.transport is TransportBackend.NATIVE
 
 
 def test_a_disk_holds_more_than_memory() -> None:

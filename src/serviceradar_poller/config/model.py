@@ -224,6 +224,7 @@ class PollerConfig:
     The whole configuration.
 
     Attributes:
+        transport: What makes calls to agents and core.
         state_dir: An existing directory where reports wait for core; empty: in memory only.
     """
 
@@ -241,7 +242,7 @@ class PollerConfig:
     kv_address: str = ""
     kv_domain: str = ""
     workers: int = 0
-    transport: TransportBackend = TransportBackend.GRPCIO
+    transport: TransportBackend = TransportBackend.NATIVE
     state_dir: str = STATE_DIR_DEFAULT
     reporting: ReportingConfig = field(default_factory=ReportingConfig)
     resilience: ResilienceConfig = field(default_factory=ResilienceConfig)

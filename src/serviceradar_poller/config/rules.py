@@ -93,7 +93,9 @@ def build_config(document: Document) -> ParsedConfig:
         kv_address=root.string("kv_address"),
         kv_domain=root.string("kv_domain"),
         workers=0,
-        transport=build_transport(root, findings),
+        transport=build_transport(
+            root, findings, addresses=(root.string("core_address"), *(agent.address for agent in agents))
+        ),
         state_dir=state_dir,
         scheduling=build_scheduling(root.node("scheduling"), interval_ns, reporting.deadline_s, plain_checks, findings),
         reporting=reporting,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from typing import Final
+
 from serviceradar_poller.config.addresses import is_loopback, split_host_port
 from serviceradar_poller.config.decode import Findings, Node, describe
 from serviceradar_poller.config.durations import NS_PER_MS, NS_PER_S, format_duration, nanoseconds, seconds
@@ -26,6 +30,8 @@ SPREAD_NS_MIN = 250 * NS_PER_MS
 SPREAD_NS_MAX = 4 * NS_PER_S
 #: What the last check of a cycle has left to answer before the report leaves.
 SPREAD_BEFORE_DEADLINE_NS = 500 * NS_PER_MS
+#: dns://server/host:port; with nothing between the slashes it is the system's resolver.
+_OWN_DNS_SERVER: Final = re.compile(r"\s*dns://[^/]")
 
 
 def check_workers(root: Node, findings: Findings) -> None:
@@ -39,9 +45,10 @@ def check_workers(root: Node, findings: Findings) -> None:
         )
 
 
-def build_transport(root: Node, findings: Findings) -> TransportBackend:
-    """Return what makes calls."""
-    default = TransportBackend.GRPCIO
+def build_transport(root: Node, findings: Findings, *, addresses: Iterable[str]) -> TransportBackend:
+    """Return what makes calls; unless it is said, the one that can reach all of *addresses*."""
+    own_server = any(_OWN_DNS_SERVER.match(address) for address in addresses)
+    default = TransportBackend.GRPCIO if own_server else TransportBackend.NATIVE
     name = root.string("transport", default.value).lower()
     if name in tuple(TransportBackend):
         return TransportBackend(name)
