@@ -125,7 +125,7 @@ def test_a_client_that_never_reads(monkeypatch: pytest.MonkeyPatch) -> None:
                 (held,) = server._listener._connections
                 await eventually(lambda: held.greeted)
                 # The kernel's buffer on the server's side grows to megabytes on its own.
-                held.connection._transport.get_extra_info("socket").setsockopt(
+                held.connection.get_peer()._transport.get_extra_info("socket").setsockopt(
                     socket.SOL_SOCKET, socket.SO_SNDBUF, 4096
                 )
                 with contextlib.suppress(ConnectionError):

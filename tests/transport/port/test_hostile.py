@@ -13,6 +13,7 @@ from serviceradar_poller.testing.strangers import (
     SERVING,
     WATCH,
     answer,
+    answered,
     body,
     decoded,
     eventually,
@@ -234,5 +235,23 @@ def test_a_full_read_gives_others_their_turn(monkeypatch: pytest.MonkeyPatch) ->
             writer.write(HELLO + frame(PING, 0, 0, bytes(8)) * 200 + request(1) + body(1))
             assert (await answer(reader, 1))[0] == SERVING
             assert max(sizes) == 64 and len(sizes) > 50
+
+    asyncio.run(main())
+
+
+def test_answers_to_a_client_that_has_left() -> None:
+    """Calls that write before they are told of a reset leave no line in the log, however many they are."""
+
+    async def main() -> None:
+        async with running() as (server, _), stranger(server) as (reader, writer):
+            writer.write(HELLO + request(1, WATCH) + body(1))
+            await answered(reader)
+            (held,) = server._listener._connections
+            assert held._transport is not None
+            held._transport.abort()  # what asyncio does when the socket refuses a write
+            for _ in range(10):
+                held.connection._connection.ping(bytes(8))
+                held.connection.flush()
+            await eventually(lambda: server.connections == 0)
 
     asyncio.run(main())

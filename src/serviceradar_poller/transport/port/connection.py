@@ -85,7 +85,8 @@ class GuardedConnection(H2Protocol):
         self._http = http = _Http2(config=_H2_CONFIG)
         http.limit(streams=self._limits.streams_max, header_bytes=self._limits.header_list_bytes_max)
         http.initiate_connection()
-        self.connection = HttpConnection(http, self._transport, config=_CONFIG)
+        wire = cast("asyncio.Transport", _Wire(self._transport))
+        self.connection = HttpConnection(http, wire, config=_CONFIG)
         self.processor = _Events(self._calls, self.connection, self._greet)
         self.connection.flush()
         self._made_at = self.idle_since = self._loop.time()
@@ -239,6 +240,26 @@ class GuardedConnection(H2Protocol):
 
     def _ended(self) -> bool:
         return self._over
+
+
+class _Wire:
+    """
+    What grpclib needs of a transport.
+
+    asyncio writes a warning to the log for each write to a socket that the client has just reset, and many calls may
+    write before they are told.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.close = transport.close
+        self.is_closing = transport.is_closing
+        self.get_extra_info = transport.get_extra_info
+
+    def write(self, data: bytes) -> None:
+        """Send, if there is still somebody."""
+        if not self._transport.is_closing():
+            self._transport.write(data)
 
 
 class _Http2(H2Connection):
