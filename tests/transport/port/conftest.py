@@ -12,4 +12,4 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """No stranger can make the port write to the log, nor leave an exception that nobody took."""
     yield
     gc.collect()
-    assert [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING] == []
+    assert [each.getMessage() for each in caplog.get_records("call") if each.levelno >= logging.WARNING] == []
