@@ -15,8 +15,8 @@ CLOSED_STREAMS_MAX: Final = 256
 class PortLimits:
     """What the clients of one port are allowed."""
 
-    connections_max: int = 64
-    """Sockets, those in a TLS handshake included: one with asyncio's TLS holds a quarter of a megabyte. Beyond them
+    connections_max: int = 32
+    """Sockets, those in a TLS handshake included: one with asyncio's TLS holds up to half a megabyte. Beyond them
     the connection that has been without a call for longest makes way; when there is none, the new one is closed."""
 
     evict_idle_s: float = 1.0
