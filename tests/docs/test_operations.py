@@ -26,6 +26,7 @@ from serviceradar_poller.observe.observation import Observation
 from serviceradar_poller.observe.own_events import LibraryLogged
 from serviceradar_poller.testing.fakes import FakeTransport, fake_env
 from serviceradar_poller.transport.failures import __doc__ as failure_table
+from serviceradar_poller.transport.port.limits import Refusals
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "operations.md").read_text("utf-8")
@@ -79,7 +80,7 @@ def exposition() -> dict[str, Metric]:
         observation = Observation(
             io.BytesIO(), logging=LoggingConfig(), clock=SystemClock(), version="1", poller_id="p"
         )
-        _pull(poller, observation.metrics)
+        _pull(poller, observation.metrics, Refusals())
         for kind in LINES:
             observation.emit(plain(kind))
         try:

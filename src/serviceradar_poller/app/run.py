@@ -33,6 +33,7 @@ from serviceradar_poller.otp import ChildSpec, LoopWatchdog, Strategy, actor, su
 from serviceradar_poller.reporting.spool import ReportStore
 from serviceradar_poller.transport.certificates import inspect
 from serviceradar_poller.transport.interfaces import interface_address
+from serviceradar_poller.transport.port.limits import Refusals
 from serviceradar_poller.transport.resolver import SystemResolver
 
 EXIT_OK = 0
@@ -53,7 +54,8 @@ GC_THRESHOLDS = (5_000, 10, 20)
 def _services(poller: Poller, observation: Observation) -> Sequence[ChildSpec]:
     """Return what stands beside the poller's own parts: its gRPC server, and what lets it be watched from outside."""
     config = poller.config
-    _pull(poller, observation.metrics)
+    refusals = Refusals()
+    _pull(poller, observation.metrics, refusals)
     return [
         supervisor(
             "service",
@@ -65,6 +67,7 @@ def _services(poller: Poller, observation: Observation) -> Sequence[ChildSpec]:
                         service_name=config.service_name,
                         security=config.security,
                         env=poller.env,
+                        refusals=refusals,
                     ),
                     shutdown_s=2.0,
                 )
@@ -99,7 +102,7 @@ def _services(poller: Poller, observation: Observation) -> Sequence[ChildSpec]:
     ]
 
 
-def _pull(poller: Poller, metrics: MetricsSink) -> None:
+def _pull(poller: Poller, metrics: MetricsSink, refusals: Refusals) -> None:
     """Add figures that are read when they are asked for."""
     reporting = poller.reporting
     sealer, store = reporting.sealer, reporting.store
@@ -145,6 +148,9 @@ def _pull(poller: Poller, metrics: MetricsSink) -> None:
         lambda: poller.results.waits_total,
     )
     metrics.pull_gauge("results_writing", "Large results that are being written.", lambda: poller.results.writing)
+    metrics.pull_counter(
+        "grpc_port_refusals", "Connections and calls that the poller's own gRPC port refused.", lambda: refusals.total
+    )
     metrics.pull_gauge(
         "tree_children",
         "Live children of the supervision tree.",

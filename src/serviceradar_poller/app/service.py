@@ -10,6 +10,7 @@ from serviceradar_poller.errors import PollerError
 from serviceradar_poller.events.polling import ServerFailed
 from serviceradar_poller.logic.backoff import BackoffSettings, delay_s
 from serviceradar_poller.otp import Actor, ExitReason
+from serviceradar_poller.transport.port.limits import Refusals
 from serviceradar_poller.transport.server import PollerServer, start
 
 #: Delay before the listener is tried again.
@@ -31,13 +32,27 @@ class RenewCertificate:
 
 
 class GrpcService(Actor[Open | RenewCertificate]):
-    """Serves health and reflection."""
+    """
+    Serves health and reflection.
 
-    def __init__(self, listen_addr: str, *, service_name: str, security: SecurityConfig | None, env: Env) -> None:
+    Args:
+        refusals: Where the port counts what it refuses; outlives the listeners.
+    """
+
+    def __init__(
+        self,
+        listen_addr: str,
+        *,
+        service_name: str,
+        security: SecurityConfig | None,
+        env: Env,
+        refusals: Refusals | None = None,
+    ) -> None:
         self._listen_addr = listen_addr
         self._service_name = service_name
         self._security = security
         self._env = env
+        self._refusals = refusals
         self._server: PollerServer | None = None
         self._told = ""
 
@@ -67,6 +82,7 @@ class GrpcService(Actor[Open | RenewCertificate]):
                 service_name=self._service_name,
                 security=self._security,
                 now=self._env.clock.wall(),
+                refusals=self._refusals,
             )
         except PollerError as error:
             if str(error) != self._told:

@@ -7,7 +7,7 @@ anything in this package imports it. A value that an operator has set stays.
 - ``GRPC_VERBOSITY``: the core would print every failed handshake to stderr; callers get CallError.
 - ``GRPC_SSL_CIPHER_SUITES``: grpcio has no option for the lowest TLS version. The list holds the ciphers of
   TLS 1.2 only (those of 1.3 are always on); its one entry needs a pre-shared key, which never exists here, so
-  that no handshake of TLS 1.2 can succeed: TLS 1.3 is the minimum, for clients and for the server.
+  that no handshake of TLS 1.2 can succeed: TLS 1.3 is the minimum. The poller's own server is not gRPC's.
 """
 
 import os

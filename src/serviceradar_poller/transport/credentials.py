@@ -138,13 +138,7 @@ def client_context(material: Material) -> ssl.SSLContext:
     context.hostname_checks_common_name = False
     context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
     context.set_alpn_protocols(["h2"])
-    try:
-        # Text between certificates may be anything; the certificates themselves are ASCII.
-        context.load_verify_locations(cadata=material.roots.decode("ascii", errors="replace").replace("\ufffd", "?"))
-        with _memory_file(material.chain.rstrip() + b"\n" + material.key) as path:
-            context.load_cert_chain(path, password="")
-    except (ssl.SSLError, OSError, ValueError) as error:
-        raise unusable_credentials(f"{material.identity.subject}: {error}") from error
+    _fill(context, material.roots, material)
     return context
 
 
@@ -161,25 +155,6 @@ def _memory_file(content: bytes) -> Iterator[str]:
         os.close(descriptor)
 
 
-def server_credentials(security: SecurityConfig | None, *, now: float) -> grpc.ServerCredentials | None:
-    """
-    Return credentials for a server that demands a client certificate; None for plaintext.
-
-    Raises:
-        CallError: as load_material.
-    """
-    if security is None or security.mode is SecurityMode.NONE:
-        return None
-    import grpc
-
-    material = load_material(security, now=now)
-    return grpc.ssl_server_credentials(
-        [(material.key, material.chain)],
-        root_certificates=material.client_roots,
-        require_client_auth=True,
-    )
-
-
 def _signature(files: TlsConfig) -> _Signature:
     return tuple(_stat(file) for file in (files.cert_file, files.key_file, files.ca_file, files.client_ca_file))
 
@@ -190,3 +165,36 @@ def _stat(file: str) -> tuple[int, int, int] | None:
     except (OSError, ValueError):
         return None  # examine() says what is wrong with it
     return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def server_context(security: SecurityConfig | None, *, now: float) -> ssl.SSLContext | None:
+    """
+    Return the context of a server that demands a client certificate; None for plaintext.
+
+    TLS 1.3 only, ALPN h2, no session tickets. What clients' certificates may come from is as for client_context.
+
+    Raises:
+        CallError: as load_material.
+    """
+    if security is None or security.mode is SecurityMode.NONE:
+        return None
+    material = load_material(security, now=now)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+    context.set_alpn_protocols(["h2"])
+    context.num_tickets = 0
+    _fill(context, material.client_roots, material)
+    return context
+
+
+def _fill(context: ssl.SSLContext, roots: bytes, material: Material) -> None:
+    """Give *context* its anchors and what it proves itself with. Raises CallError."""
+    try:
+        # Text between certificates may be anything; the certificates themselves are ASCII.
+        context.load_verify_locations(cadata=roots.decode("ascii", errors="replace").replace("\ufffd", "?"))
+        with _memory_file(material.chain.rstrip() + b"\n" + material.key) as path:
+            context.load_cert_chain(path, password="")
+    except (ssl.SSLError, OSError, ValueError) as error:
+        raise unusable_credentials(f"{material.identity.subject}: {error}") from error

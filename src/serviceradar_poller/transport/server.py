@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Mapping
 from typing import Any, Final
 
-import grpc
-import grpc.aio
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpclib.const import Status
 
 from serviceradar_poller.config.model import SecurityConfig
 from serviceradar_poller.errors import PollerError
 from serviceradar_poller.transport.address import AddressError, parse_address
-from serviceradar_poller.transport.credentials import server_credentials
+from serviceradar_poller.transport.credentials import server_context
+from serviceradar_poller.transport.port.call import Call, CallRefusedError, Method
+from serviceradar_poller.transport.port.limits import PortLimits, Refusal, Refusals
+from serviceradar_poller.transport.port.listener import Listener, open_sockets
 
 HEALTH_SERVICE: Final = "grpc.health.v1.Health"
 REFLECTION_SERVICES: Final = (
     "grpc.reflection.v1.ServerReflection",
     "grpc.reflection.v1alpha.ServerReflection",
 )
-#: Calls at the same time; probes are few and short.
-CALLS_MAX: Final = 128
 #: Open Watch calls; each lasts as long as its client wants.
 WATCHERS_MAX: Final = 64
-REQUEST_BYTES_MAX: Final = 64 * 1024
 
 _Check = health_pb2.HealthCheckRequest
-_Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ListenError(PollerError):
@@ -52,10 +49,15 @@ class PollerServer:
         port: Where it listens.
     """
 
-    def __init__(self, server: grpc.aio.Server, health: _Health, port: int) -> None:
-        self._server = server
+    def __init__(self, listener: Listener, health: _Health) -> None:
+        self._listener = listener
         self._health = health
-        self.port = port
+        self.port = listener.port
+
+    @property
+    def connections(self) -> int:
+        """Open connections, those in a handshake included."""
+        return self._listener.connections
 
     def set_serving(self, serving: bool) -> None:
         """Tell probes whether the poller works; those that watch are told at once."""
@@ -64,10 +66,18 @@ class PollerServer:
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, give those under way *grace_s* seconds, then end them. May be called twice."""
         self._health.close()
-        await self._server.stop(grace_s)
+        await self._listener.stop(grace_s)
 
 
-async def start(listen_addr: str, *, service_name: str, security: SecurityConfig | None, now: float) -> PollerServer:
+async def start(
+    listen_addr: str,
+    *,
+    service_name: str,
+    security: SecurityConfig | None,
+    now: float,
+    limits: PortLimits | None = None,
+    refusals: Refusals | None = None,
+) -> PollerServer:
     """
     Listen and serve.
 
@@ -76,43 +86,39 @@ async def start(listen_addr: str, *, service_name: str, security: SecurityConfig
         service_name: What is served beside the empty health name.
         security: mtls demands a client certificate.
         now: Unix seconds, for the certificates' dates.
+        limits: What clients may cost; defaults unless given.
+        refusals: Where refusals are counted.
     Raises:
         ListenError: the address can't be read or is in use.
         CallError: layer CONFIG, the certificate files can't be used.
     """
-    binding = _binding(listen_addr)
-    credentials = server_credentials(security, now=now)
-    server = grpc.aio.server(
-        options=[
-            ("grpc.so_reuseport", 0),  # two pollers on one port must not both seem to work
-            ("grpc.max_receive_message_length", REQUEST_BYTES_MAX),
-        ],
-        maximum_concurrent_rpcs=CALLS_MAX,
-    )
-    health = _Health(("", service_name))
-    server.add_generic_rpc_handlers((health.handler(), *_reflection_handlers()))
+    host, port = _binding(listen_addr)
+    context = server_context(security, now=now)
     try:
-        if credentials is None:
-            port = server.add_insecure_port(binding)
-        else:
-            port = server.add_secure_port(binding, credentials)
-    except RuntimeError as error:
+        sockets = await open_sockets(host, port)
+    except OSError as error:  # TimeoutError is one
         raise ListenError(listen_addr, "the address is in use or not of this machine") from error
-    if port == 0:
-        raise ListenError(listen_addr, "the address is in use or not of this machine")
-    await server.start()
-    return PollerServer(server, health, port)
+    health = _Health(("", service_name))
+    reflection = dict.fromkeys((f"/{name}/ServerReflectionInfo" for name in REFLECTION_SERVICES), _reflect)
+    listener = Listener(
+        sockets,
+        context=context,
+        methods={**health.methods(), **reflection},
+        limits=limits if limits is not None else PortLimits(),
+        refusals=refusals if refusals is not None else Refusals(),
+    )
+    return PollerServer(listener, health)
 
 
-def _binding(listen_addr: str) -> str:
-    if not listen_addr.strip():
-        return "[::]:0"
-    if listen_addr.strip().startswith(":"):
-        listen_addr = f"[::]{listen_addr.strip()}"  # gRPC falls back to IPv4 where there is no IPv6
+def _binding(listen_addr: str) -> tuple[str, int]:
+    """Return host and port; an empty host is every interface."""
+    text = listen_addr.strip() or ":0"
     try:
-        return str(parse_address(listen_addr, port_min=0))
+        # "localhost" stands in for the missing host only so that the port is judged by the same rules.
+        address = parse_address(f"localhost{text}" if text.startswith(":") else text, port_min=0)
     except AddressError as error:
         raise ListenError(listen_addr, f"accepted: {error.accepted}, or :port") from error
+    return ("" if text.startswith(":") else address.host), address.port
 
 
 class _Health:
@@ -134,37 +140,29 @@ class _Health:
         self._closed = True
         self._wake()
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        answer = health_pb2.HealthCheckResponse.SerializeToString
-        return grpc.method_handlers_generic_handler(
-            HEALTH_SERVICE,
-            {
-                "Check": grpc.unary_unary_rpc_method_handler(
-                    self._check, request_deserializer=_Check.FromString, response_serializer=answer
-                ),
-                "Watch": grpc.unary_stream_rpc_method_handler(
-                    self._watch, request_deserializer=_Check.FromString, response_serializer=answer
-                ),
-            },
-        )
+    def methods(self) -> Mapping[str, Method]:
+        return {f"/{HEALTH_SERVICE}/Check": self._check, f"/{HEALTH_SERVICE}/Watch": self._watch}
 
-    async def _check(self, request: Any, context: _Context) -> Any:
+    async def _check(self, call: Call) -> None:
+        request = await call.receive_one(_Check)
         if request.service not in self._names:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
-        return self._answer(request.service)
+            raise CallRefusedError(Status.NOT_FOUND, "unknown service")
+        await call.send(self._answer(request.service))
 
-    async def _watch(self, request: Any, context: _Context) -> AsyncIterator[Any]:
+    async def _watch(self, call: Call) -> None:
+        request = await call.receive_one(_Check)
         if self._watchers >= WATCHERS_MAX:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"more than {WATCHERS_MAX} watchers")
+            raise CallRefusedError(Status.RESOURCE_EXHAUSTED, f"more than {WATCHERS_MAX} watchers", Refusal.WATCHERS)
         self._watchers += 1
         try:
+            call.unlimit()
             told = None
             while not self._closed:
                 changed = self._changed
                 answer = self._answer(request.service)
                 if answer.status != told:
                     told = answer.status
-                    yield answer
+                    await call.send(answer)
                 await changed.wait()
         finally:
             self._watchers -= 1
@@ -181,14 +179,10 @@ class _Health:
         changed.set()
 
 
-def _reflection_handlers() -> list[grpc.GenericRpcHandler]:
-    """Serve v1 with the messages of v1alpha: only the service's name differs between the two."""
-    servicer = reflection.aio.ReflectionServicer((HEALTH_SERVICE, *REFLECTION_SERVICES))
-    method = grpc.stream_stream_rpc_method_handler(
-        servicer.ServerReflectionInfo,
-        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
-    return [
-        grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": method}) for name in REFLECTION_SERVICES
-    ]
+async def _reflect(call: Call) -> None:
+    """Answer one request after the other; what that needs is loaded when it is first asked for."""
+    from serviceradar_poller.transport import reflection
+
+    services = (HEALTH_SERVICE, *REFLECTION_SERVICES)
+    while (request := await call.receive(reflection.Request)) is not None:
+        await call.send(reflection.answer(request, services))

@@ -1,0 +1,307 @@
+"""What strangers may take of the poller's own port: connections, calls, memory and time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serviceradar_poller.config.model import SecurityConfig
+from serviceradar_poller.testing.http2_frames import frame, prefixed, settings
+from serviceradar_poller.testing.strangers import (
+    CHECK,
+    HELLO,
+    WATCH,
+    answer,
+    answered,
+    body,
+    decoded,
+    eventually,
+    request,
+    running,
+    stranger,
+    until_closed,
+    works,
+)
+from serviceradar_poller.transport.http2.frames import (
+    GOAWAY,
+    PREFACE,
+    RST_STREAM,
+    WINDOW_UPDATE,
+)
+from serviceradar_poller.transport.port import connection as connection_module
+from serviceradar_poller.transport.port import listener as listener_module
+from serviceradar_poller.transport.port.limits import PortLimits, Refusal
+from serviceradar_poller.transport.server import ListenError, start
+
+
+def test_connections_are_bounded() -> None:
+    """With all places taken by calls a new connection is closed; one without a call makes way."""
+
+    async def main() -> None:
+        limits = PortLimits(connections_max=2, evict_idle_s=0.0)
+        async with contextlib.AsyncExitStack() as stack:
+            server, refusals = await stack.enter_async_context(running(limits))
+            for _ in range(2):
+                reader, writer = await stack.enter_async_context(stranger(server))
+                writer.write(HELLO + request(1, WATCH) + body(1))
+                await answered(reader)
+            refused, _ = await stack.enter_async_context(stranger(server))
+            assert await until_closed(refused) is None
+            assert refusals.by_reason == {Refusal.CONNECTIONS: 1}
+            writer.write(frame(RST_STREAM, 0, 1, b"\0\0\0\x08"))
+            await eventually(lambda: any(each.idle_since is not None for each in server._listener._connections))
+            await works(server)
+            assert refusals.by_reason[Refusal.EVICTED] == 1
+            assert await until_closed(reader) == 0
+
+    asyncio.run(main())
+
+
+def test_streams_and_calls_are_bounded() -> None:
+    """A call beyond those of all connections is RESOURCE_EXHAUSTED; streams beyond those allowed end the connection."""
+
+    async def main() -> None:
+        limits = PortLimits(calls_max=2, streams_max=3)
+        async with running(limits) as (server, refusals), stranger(server) as (reader, writer):
+            writer.write(HELLO + request(1, WATCH) + body(1) + request(3, WATCH) + body(3))
+            await answered(reader)
+            writer.write(request(5) + body(5))
+            _, trailers = await answer(reader, 5)
+            assert decoded(trailers)[b"grpc-status"] == b"8"
+            assert refusals.by_reason == {Refusal.CALLS: 1}
+            writer.write(request(7, WATCH) + request(9, WATCH) + request(11, WATCH))
+            await until_closed(reader)
+            assert refusals.by_reason[Refusal.PROTOCOL] == 1
+
+    asyncio.run(main())
+
+
+def test_requests_ahead_of_their_reader() -> None:
+    """A call that is sent more than its reader takes is refused, and what was sent is not kept."""
+
+    async def main() -> None:
+        limits = PortLimits(request_bytes_max=1000)
+        async with running(limits) as (server, refusals), stranger(server) as (reader, writer):
+            writer.write(HELLO + request(1, WATCH) + body(1, end=False))
+            await answered(reader)
+            for _ in range(50):
+                writer.write(body(1, bytes(10_000), end=False))
+                await writer.drain()
+            writer.write(request(3) + body(3, prefixed(bytes(1001))))
+            _, trailers = await answer(reader, 3)
+            assert decoded(trailers)[b"grpc-status"] == b"8"
+            assert refusals.by_reason == {Refusal.REQUEST: 1}
+            (held,) = server._listener._connections
+            assert len(held._calls._open[1]._inbox) == 0
+
+    asyncio.run(main())
+
+
+def test_a_client_that_never_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output that nobody takes is bounded, by bytes and by time, and the client loses its connection."""
+    monkeypatch.setattr(connection_module, "TICK_S", 0.02)
+    file = b"\x1a" + bytes((len(b"google/protobuf/descriptor.proto"),)) + b"google/protobuf/descriptor.proto"
+    reflect = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+
+    async def main(limits: PortLimits) -> None:
+        async with running(limits) as (server, refusals):
+            loop = asyncio.get_running_loop()
+            with socket.socket() as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.setblocking(False)  # noqa: FBT003 - the socket module's signature
+                await loop.sock_connect(client, ("127.0.0.1", server.port))
+                credit = frame(WINDOW_UPDATE, 0, 0, (2**30).to_bytes(4, "big"))
+                await loop.sock_sendall(client, PREFACE + settings((4, 2**30)) + credit + request(1, reflect))
+                await eventually(lambda: server.connections == 1)
+                (held,) = server._listener._connections
+                await eventually(lambda: held.greeted)
+                # The kernel's buffer on the server's side grows to megabytes on its own.
+                held.connection.get_peer()._transport.get_extra_info("socket").setsockopt(
+                    socket.SOL_SOCKET, socket.SO_SNDBUF, 4096
+                )
+                with contextlib.suppress(ConnectionError):
+                    for _ in range(5_000):
+                        await loop.sock_sendall(client, body(1, prefixed(file), end=False))
+                        if refusals.by_reason[Refusal.NOT_READING]:
+                            break
+                        await asyncio.sleep(0)
+                await eventually(lambda: refusals.by_reason[Refusal.NOT_READING] == 1)
+                await eventually(lambda: server.connections == 0)
+
+    asyncio.run(main(PortLimits(frames_burst=1_000_000, write_stall_s=0.1)))
+
+
+def test_time_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who says nothing, or has no call for long, loses the connection; one that watches keeps it."""
+    monkeypatch.setattr(connection_module, "TICK_S", 0.02)
+
+    async def main() -> None:
+        limits = PortLimits(handshake_s=0.1, idle_s=0.2, call_s_max=0.1)
+        async with contextlib.AsyncExitStack() as stack:
+            server, refusals = await stack.enter_async_context(running(limits))
+            watching, writer = await stack.enter_async_context(stranger(server))
+            writer.write(HELLO + request(1, WATCH) + body(1))
+            silent, _ = await stack.enter_async_context(stranger(server))
+            idle, writer = await stack.enter_async_context(stranger(server))
+            writer.write(HELLO)
+            slow, writer = await stack.enter_async_context(stranger(server))
+            writer.write(HELLO + request(1))
+            assert decoded((await answer(slow, 1))[1])[b"grpc-status"] == b"4"
+            assert await until_closed(silent) is None
+            assert await until_closed(idle) == 0
+            assert await until_closed(slow) == 0
+            assert refusals.by_reason == {Refusal.SILENT: 1, Refusal.DEADLINE: 1}
+            assert server.connections == 1
+            await answered(watching)
+
+    asyncio.run(main())
+
+
+def test_tls(block: Callable[..., SecurityConfig], pki: Path) -> None:
+    """Garbage instead of TLS, a client without certificate, without ALPN or of TLS 1.2, and one that hangs: counted."""
+
+    async def main() -> None:
+        limits = PortLimits(handshake_s=0.3)
+        async with running(limits, block()) as (server, refusals):
+            for count, data in enumerate((b"GET / HTTP/1.1\r\n\r\n", bytes(1000), HELLO), 1):
+                async with stranger(server) as (reader, writer):
+                    writer.write(data)
+                    await until_closed(reader)
+                await eventually(lambda: refusals.by_reason[Refusal.TLS] == count)  # noqa: B023
+            for certificate, alpn, newest in (
+                (False, True, ssl.TLSVersion.TLSv1_3),
+                (True, False, ssl.TLSVersion.TLSv1_3),
+                (True, True, ssl.TLSVersion.TLSv1_2),
+            ):
+                context = ssl.create_default_context(cafile=str(pki / "root.pem"))
+                context.check_hostname = False
+                context.maximum_version = newest
+                if certificate:
+                    context.load_cert_chain(pki / "agent.pem", pki / "agent-key.pem")
+                if alpn:
+                    context.set_alpn_protocols(["h2"])
+                count += 1
+                with contextlib.suppress(OSError):
+                    reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=context)
+                    await until_closed(reader)
+                    writer.transport.abort()
+                await eventually(lambda: refusals.by_reason[Refusal.TLS] == count)  # noqa: B023
+            async with stranger(server) as (reader, _):
+                assert server.connections <= 1
+                await until_closed(reader)
+            await eventually(lambda: refusals.by_reason[Refusal.TLS] == 7 and server.connections == 0)
+
+    asyncio.run(main())
+
+
+def test_stop_ends_everybody(block: Callable[..., SecurityConfig]) -> None:
+    """A stop ends handshakes, idle connections and watches within its grace."""
+
+    async def main() -> None:
+        for security in (None, block()):
+            async with contextlib.AsyncExitStack() as stack:
+                server, _ = await stack.enter_async_context(running(security=security))
+                readers = []
+                for data in (b"", HELLO, HELLO + request(1, WATCH) + body(1, end=False)):
+                    reader, writer = await stack.enter_async_context(stranger(server))
+                    writer.write(data)
+                    readers.append(reader)
+                await eventually(lambda: server.connections == 3 or security is not None)  # noqa: B023
+                async with asyncio.timeout(3.0):
+                    await server.stop(0.1)
+                    for reader in readers:
+                        await until_closed(reader)
+                assert server.connections == 0
+
+    asyncio.run(main())
+
+
+def test_a_client_that_says_goodbye() -> None:
+    """The client's own GOAWAY ends its calls and its connection."""
+
+    async def main() -> None:
+        async with running() as (server, refusals), stranger(server) as (reader, writer):
+            writer.write(HELLO + request(1, WATCH) + body(1))
+            await answered(reader)
+            writer.write(frame(GOAWAY, 0, 0, bytes(8)))
+            await until_closed(reader)
+            await eventually(lambda: server.connections == 0)
+            assert refusals.total == 0
+
+    asyncio.run(main())
+
+
+def test_a_fault_of_ours_is_told_a_few_times(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """An exception in a method ends its call, is written with its traceback a few times, and counted."""
+
+    async def main() -> None:
+        async with running(PortLimits(faults_told_max=2)) as (server, refusals), stranger(server) as (reader, writer):
+
+            async def broken(call: Any) -> None:
+                raise ValueError("a bug")
+
+            server._listener.methods = {CHECK: broken}
+            writer.write(HELLO)
+            for stream in (1, 3, 5):
+                writer.write(request(stream) + body(stream))
+                await answer(reader, stream)
+            assert refusals.by_reason == {Refusal.FAULT: 3}
+
+    asyncio.run(main())
+    told = [each for each in caplog.records if each.levelno >= logging.ERROR]
+    assert len(told) == 2 and all(each.exc_info is not None for each in told)
+    caplog.clear()
+
+
+def test_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where IPv6 is switched off every interface is those of IPv4."""
+    create = socket.create_server
+
+    def create_server(address: Any, *, family: int, **rest: Any) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EADDRNOTAVAIL, "no IPv6")
+        return create(address, family=family, **rest)
+
+    monkeypatch.setattr(socket, "create_server", create_server)
+
+    async def main() -> None:
+        for where in (":0", "localhost:0"):
+            server = await start(where, service_name="P", security=None, now=0.0)
+            await works(server)
+            await server.stop(0.1)
+        with pytest.raises(ListenError, match=r"\[::1\]:0"):
+            await start("[::1]:0", service_name="P", security=None, now=0.0)
+
+    asyncio.run(main())
+
+
+def test_without_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has run out of descriptors accepts again when it has some, and is not busy meanwhile."""
+    monkeypatch.setattr(listener_module, "ACCEPT_PAUSE_S", 0.05)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        accept, tries = loop.sock_accept, 0
+
+        async def sock_accept(listener: socket.socket) -> Any:
+            nonlocal tries
+            tries += 1
+            if tries <= 2:
+                raise OSError(errno.EMFILE, "too many open files")
+            return await accept(listener)
+
+        monkeypatch.setattr(loop, "sock_accept", sock_accept)
+        async with running() as (server, refusals):
+            await works(server)
+            assert refusals.by_reason == {Refusal.CONNECTIONS: 2}
+
+    asyncio.run(main())
