@@ -29,7 +29,7 @@ def test_mtls(transport: Transport, pki: Path, block: Block, server_name: str) -
 
     async def main() -> None:
         async with serving(server_credentials(pki)) as peer:
-            client = transport.agent(peer.address, block(server_name=server_name))
+            client = await transport.agent(peer.address, block(server_name=server_name))
             assert (await client.get_status(REQUEST, timeout_s=5.0)).available
             await client.close()
 

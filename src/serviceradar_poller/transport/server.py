@@ -81,7 +81,7 @@ async def start(listen_addr: str, *, service_name: str, security: SecurityConfig
         CallError: layer CONFIG, the certificate files can't be used.
     """
     binding = _binding(listen_addr)
-    credentials = server_credentials(security, now=now)
+    credentials = await server_credentials(security, now=now)
     server = grpc.aio.server(
         options=[
             ("grpc.so_reuseport", 0),  # two pollers on one port must not both seem to work
