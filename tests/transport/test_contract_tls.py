@@ -135,7 +135,7 @@ def test_own_bad_certificate(transport: Transport, block: Block, leaf: str, word
     """Our own unusable files fail the construction, naming the file and what is wrong with it."""
     for make in (transport.agent, transport.core):
         with pytest.raises(CallError) as caught:
-            make("127.0.0.1:1", block(leaf=leaf))
+            asyncio.run(make("127.0.0.1:1", block(leaf=leaf)))
         assert (caught.value.layer, caught.value.reason) == (Layer.CONFIG, "credentials")
         assert f"{leaf}" in caught.value.detail
         assert words in caught.value.detail
@@ -147,5 +147,5 @@ def test_bad_address(transport: Transport, address: str) -> None:
     """An address that can't be read fails the construction."""
     for make in (transport.agent, transport.core):
         with pytest.raises(CallError) as caught:
-            make(address, None)
+            asyncio.run(make(address, None))
         assert (caught.value.layer, caught.value.reason) == (Layer.CONFIG, "address")

@@ -4,7 +4,7 @@ import asyncio
 import os
 import shutil
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +15,39 @@ from serviceradar_poller.env import SystemClock
 from serviceradar_poller.errors import CallError
 from serviceradar_poller.lab.pki import make_leaf
 from serviceradar_poller.transport import credentials
-from serviceradar_poller.transport.credentials import CredentialsCache
+from serviceradar_poller.transport.certificates import examine
+from serviceradar_poller.transport.credentials import FAILED_AGAIN_S, REFUSED_AGAIN_S, CredentialsCache
+from serviceradar_poller.transport.examiner import BLOCKS_MAX, examine_apart
+from serviceradar_poller.transport.failures import again, unusable_credentials
+from serviceradar_poller.transport.material import Examined
 
 Block = Callable[..., SecurityConfig]
+FAILURE = unusable_credentials("no judgement")
+
+
+class Counted:
+    """Judges in this process, or in a child, and counts; fails while ``failing`` says so."""
+
+    def __init__(self, *, apart: bool = False) -> None:
+        self.batches: list[int] = []
+        self.failing: Callable[[Sequence[TlsConfig]], bool] = lambda blocks: False
+        self.running = 0
+        self.gate: asyncio.Event | None = None
+        self._apart = apart
+
+    async def __call__(self, blocks: Sequence[TlsConfig], *, now: float) -> tuple[Examined, ...]:
+        self.batches.append(len(blocks))
+        self.running += 1
+        assert self.running == 1
+        try:
+            await (self.gate.wait() if self.gate is not None else asyncio.sleep(0))
+            if self.failing(blocks):
+                raise again(FAILURE)
+            if self._apart:
+                return await examine_apart(blocks, now=now)
+            return tuple(examine(SecurityConfig(mode=SecurityMode.MTLS, tls=tls), now=now) for tls in blocks)
+        finally:
+            self.running -= 1
 
 
 class SetClock(SystemClock):
@@ -79,6 +109,7 @@ def test_spiffe_is_refused() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_rotation_is_noticed(own: SecurityConfig, tmp_path: Path) -> None:
     """After new files were put in place, the next client gets them."""
 
@@ -93,6 +124,7 @@ def test_rotation_is_noticed(own: SecurityConfig, tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_bad_rotation(own: SecurityConfig) -> None:
     """A broken new file fails new clients with its name; the old ones are not this cache's."""
 
@@ -109,6 +141,7 @@ def test_bad_rotation(own: SecurityConfig) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_expiry_in_the_cache(own: SecurityConfig) -> None:
     """A certificate that ends while it is cached is judged anew."""
 
@@ -123,6 +156,7 @@ def test_expiry_in_the_cache(own: SecurityConfig) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_bounded(own: SecurityConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The least recently used files leave the cache, and are counted."""
 
@@ -147,6 +181,7 @@ def test_bounded(own: SecurityConfig, tmp_path: Path, monkeypatch: pytest.Monkey
     asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_one_context_for_equal_files(own: SecurityConfig, tmp_path: Path) -> None:
     """A TLS context is shared like gRPC's credentials, from one reading of the files, and goes with them."""
 
@@ -213,5 +248,238 @@ def test_text_around_the_certificates(own: SecurityConfig) -> None:
         context = await CredentialsCache(SystemClock()).ssl_context(own)
         assert context is not None
         assert len(context.get_ca_certs()) == 1
+
+    asyncio.run(main())
+
+
+def copies(own: SecurityConfig, folder: Path, count: int) -> list[SecurityConfig]:
+    """Return blocks of different files with the same content."""
+    blocks = []
+    for i in range(count):
+        path = folder / f"copy-{i}.pem"
+        shutil.copy(own.tls.ca_file, path)
+        blocks.append(replace(own, tls=replace(own.tls, ca_file=str(path))))
+    return blocks
+
+
+async def refused(cache: CredentialsCache, block: SecurityConfig, *, fresh: bool = False) -> str:
+    """Return why there is no context."""
+    with pytest.raises(CallError) as caught:
+        await cache.ssl_context(block, fresh=fresh)
+    assert caught.value.reason == "credentials"
+    return caught.value.detail
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("good", [True, False])
+def test_one_process_for_a_thousand_at_once(own: SecurityConfig, good: bool) -> None:
+    """Whoever asks while the files are being judged gets what comes of that, be it good or bad."""
+    if not good:
+        _write(own.tls.key_file, b"broken")
+
+    async def main() -> None:
+        examiner = Counted(apart=True)
+        cache = CredentialsCache(SystemClock(), examiner=examiner)
+        asked = [cache.ssl_context(replace(own, server_name=f"agent-{i}")) for i in range(1_000)]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        assert examiner.batches == [1]
+        assert {type(each) for each in found} == {ssl.SSLContext if good else CallError}
+        assert len({id(each) for each in found}) == (1 if good else 1_000)  # no traceback is shared
+        assert (cache.loads, cache.hits) == (1, 999)
+
+    asyncio.run(main())
+
+
+@pytest.mark.slow
+def test_many_sets_of_files_are_judged_together(own: SecurityConfig, tmp_path: Path) -> None:
+    """A thousand agents with a certificate each take a handful of processes, not a thousand."""
+    blocks = copies(own, tmp_path, 600)
+
+    async def main() -> None:
+        examiner = Counted()
+        cache = CredentialsCache(SystemClock(), examiner=examiner)
+        found = await asyncio.gather(*(cache.ssl_context(block) for block in blocks))
+        assert len({id(each) for each in found}) == 600
+        assert sum(examiner.batches) == 600
+        assert max(examiner.batches) <= BLOCKS_MAX
+        assert len(examiner.batches) <= 5
+
+    asyncio.run(main())
+
+
+def test_who_is_cancelled_takes_nobody_along(own: SecurityConfig) -> None:
+    """When the one whose examination runs gives up, the next who waits has the files judged."""
+
+    async def main() -> None:
+        examiner = Counted()
+        examiner.gate = asyncio.Event()
+        cache = CredentialsCache(SystemClock(), examiner=examiner)
+        async with asyncio.TaskGroup() as group:
+            first = group.create_task(cache.ssl_context(own))
+            others = [group.create_task(cache.ssl_context(own)) for _ in range(3)]
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert examiner.batches == [1]
+            first.cancel()
+            others[1].cancel()
+            examiner.gate.set()
+        assert first.cancelled() and others[1].cancelled()
+        assert others[0].result() is others[2].result() is not None
+        assert examiner.batches == [1, 1]
+
+    asyncio.run(main())
+
+
+def test_a_refusal_is_remembered(own: SecurityConfig, tmp_path: Path) -> None:
+    """What was refused is not judged again until a file changes, or after a long time."""
+    clock = SetClock()
+    good = Path(own.tls.key_file).read_bytes()
+    _write(own.tls.key_file, b"broken")
+
+    async def main() -> None:
+        examiner = Counted()
+        cache = CredentialsCache(clock, examiner=examiner)
+        for _ in range(1_000):
+            assert "poller-key.pem" in await refused(cache, own)
+            assert "poller-key.pem" in await refused(cache, own, fresh=True)
+        assert examiner.batches == [1]
+        clock.ahead_s = REFUSED_AGAIN_S + 1
+        await refused(cache, own)
+        assert examiner.batches == [1, 1]
+        clock.ahead_s = 0.0  # set back: what was found to be expired may not be
+        await refused(cache, own)
+        assert examiner.batches == [1, 1, 1]
+        _write(own.tls.key_file, good)
+        assert await cache.ssl_context(own) is not None
+
+    asyncio.run(main())
+
+
+def test_a_refusal_ends_with_its_cause(own: SecurityConfig, tmp_path: Path) -> None:
+    """A certificate that is not valid yet is judged again when it is; a file that becomes readable at once."""
+    clock = SetClock()
+    clock.ahead_s = -30 * 86_400.0
+
+    async def main() -> None:
+        examiner = Counted()
+        cache = CredentialsCache(clock, examiner=examiner)
+        assert "not valid before" in await refused(cache, own)
+        starts_s = _starts_s(own)
+        clock.ahead_s = starts_s - SystemClock.wall() - 100.0
+        assert "not valid before" in await refused(cache, own)
+        clock.ahead_s += 50.0
+        await refused(cache, own)
+        assert examiner.batches == [1, 1]
+        clock.ahead_s += 51.0
+        assert await cache.ssl_context(own) is not None
+        os.chmod(own.tls.key_file, 0o640)
+        assert await cache.ssl_context(own) is not None
+        assert examiner.batches == [1, 1, 1, 1]
+
+    asyncio.run(main())
+
+
+def _starts_s(own: SecurityConfig) -> float:
+    identity = examine(own, now=SystemClock.wall()).identity
+    assert identity is not None
+    return identity.not_before_s
+
+
+def test_what_is_in_use_outlives_a_failed_examination(own: SecurityConfig, tmp_path: Path) -> None:
+    """Files change and nobody can judge them: the old material serves who does not insist, and is replaced later."""
+    clock = SetClock()
+
+    async def main() -> None:
+        examiner = Counted()
+        cache = CredentialsCache(clock, examiner=examiner)
+        before = await cache.ssl_context(own)
+        make_leaf(tmp_path, "poller", role="poller", overwrite=True)
+        examiner.failing = lambda blocks: True
+        for _ in range(100):
+            assert await cache.ssl_context(own) is before
+            assert await refused(cache, own, fresh=True) == "no judgement"
+        assert (examiner.batches, cache.failures) == ([1, 1], 1)
+        clock.ahead_s = FAILED_AGAIN_S + 1
+        assert await cache.ssl_context(own) is before
+        assert (examiner.batches, cache.failures) == ([1, 1, 1], 2)
+        clock.ahead_s = 400 * 86_400.0  # its time is over
+        assert await refused(cache, own) == "no judgement"
+        clock.ahead_s = 0.0
+        examiner.failing = lambda blocks: False
+        assert await cache.ssl_context(own) not in (None, before)
+
+    asyncio.run(main())
+
+
+def test_no_material_without_an_examination(own: SecurityConfig) -> None:
+    """Where nothing was in use before, a failed examination is a failure, tried again after a while."""
+    clock = SetClock()
+
+    async def main() -> None:
+        examiner = Counted()
+        examiner.failing = lambda blocks: True
+        cache = CredentialsCache(clock, examiner=examiner)
+        assert {await refused(cache, own) for _ in range(100)} == {"no judgement"}
+        assert examiner.batches == [1]
+        clock.ahead_s = FAILED_AGAIN_S + 1
+        examiner.failing = lambda blocks: False
+        assert await cache.ssl_context(own) is not None
+
+    asyncio.run(main())
+
+
+def test_files_that_break_an_examination_harm_no_others(own: SecurityConfig, tmp_path: Path) -> None:
+    """Where judging one set of files fails, those judged with it are judged alone."""
+    blocks = copies(own, tmp_path, 10)
+
+    async def main() -> None:
+        examiner = Counted()
+        examiner.failing = lambda batch: blocks[3].tls in batch
+        cache = CredentialsCache(SystemClock(), examiner=examiner)
+        found = await asyncio.gather(*(cache.ssl_context(block) for block in blocks), return_exceptions=True)
+        assert [isinstance(each, ssl.SSLContext) for each in found] == [i != 3 for i in range(10)]
+        # The first began alone; the nine others failed together, then each by itself.
+        assert len(examiner.batches) == 11
+
+    asyncio.run(main())
+
+
+def test_a_survey_fills_the_cache(own: SecurityConfig, tmp_path: Path) -> None:
+    """What is judged for the warnings at the start is not judged again for the first clients."""
+    blocks = copies(own, tmp_path, 4)
+    _write(blocks[2].tls.ca_file, b"nothing")
+
+    async def main() -> None:
+        examiner = Counted()
+        cache = CredentialsCache(SystemClock(), examiner=examiner)
+        results = await cache.survey([block.tls for block in blocks])
+        assert [isinstance(each, Examined) and each.material is not None for each in results] == [
+            True,
+            True,
+            False,
+            True,
+        ]
+        for block in (blocks[0], blocks[1], blocks[3]):
+            assert await cache.ssl_context(block) is not None
+        assert "copy-2.pem" in await refused(cache, blocks[2])
+        assert examiner.batches == [4]
+        assert await cache.survey([]) == []
+
+    asyncio.run(main())
+
+
+def test_a_survey_that_fails_says_so(own: SecurityConfig, tmp_path: Path) -> None:
+    """Each block that could not be judged is told of, and tried again by whoever needs it."""
+    blocks = copies(own, tmp_path, 3)
+
+    async def main() -> None:
+        examiner = Counted()
+        examiner.failing = lambda batch: True
+        cache = CredentialsCache(SystemClock(), examiner=examiner)
+        results = await cache.survey([block.tls for block in blocks])
+        assert [str(each) for each in results] == ["credentials: no judgement"] * 3
+        examiner.failing = lambda batch: False
+        assert await cache.ssl_context(blocks[1]) is not None
+        assert examiner.batches == [3, 1]
 
     asyncio.run(main())

@@ -146,6 +146,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
         self._ending = True  # helpers that make clients end after this
         clients = (self._slot.client, self._made, self._candidate)
         self._slot.client = self._made = self._candidate = None
+        self._release()
         for client in clients:
             if client is not None:
                 await client.close()
@@ -313,6 +314,8 @@ class ConnectionManager(Actor[ConnectionMessage]):
             return None
         self._making = True
         self._unfit = slot.client
+        if slot.client is None and slot.fault is None:
+            slot.making = slot.making or asyncio.Event()  # calls wait for it
         return self.spawn(self._make_client(), name="build")
 
     async def _make_client(self) -> None:
@@ -345,10 +348,12 @@ class ConnectionManager(Actor[ConnectionMessage]):
                 self._reject(error)
             else:
                 self._set_fault(error)
+                self._release()
                 self._probe_after(FAULT_RETRY_S)
         else:
             slot.client = made
             slot.fault = slot.admitted_s = None
+            self._release()
             if unfit is not None:
                 self.spawn(unfit.close(), name="close")
             if probe:
@@ -356,6 +361,12 @@ class ConnectionManager(Actor[ConnectionMessage]):
         if self._renew_again and not self._renewing and slot.client is not None:
             self._renew_again = False
             self._renew()
+
+    def _release(self) -> None:
+        """Let the calls go on that wait for the first client."""
+        waiting, self._slot.making = self._slot.making, None
+        if waiting is not None:
+            waiting.set()
 
     def _set_fault(self, fault: CallError) -> None:
         before, self._slot.fault = self._slot.fault, fault

@@ -146,6 +146,11 @@ class FakeAgentClient:
         self._agent = agent
         self._closed = asyncio.Event()
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed.is_set()
+
     async def check_health(self, *, timeout_s: float) -> str:
         """Return the agent's health."""
         return await self._ask("health", lambda: self._agent.health, timeout_s)
@@ -304,6 +309,11 @@ class FakeCoreClient:
     def __init__(self, core: FakeCore) -> None:
         self._core = core
         self._closed = asyncio.Event()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed.is_set()
 
     async def report_status_raw(self, report: bytes, *, timeout_s: float) -> PollerStatusResponse:
         """Send a report."""
