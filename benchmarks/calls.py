@@ -95,7 +95,7 @@ async def _measure(settings: dict[str, Any]) -> dict[str, float]:
     )
     transport = new_transport(TransportBackend(settings["backend"]), clock=SystemClock(), resolver=SystemResolver())
     channels: list[Channel] = [
-        transport.agent(f"127.0.0.1:{port}", block)._channel  # type: ignore[attr-defined]
+        (await transport.agent(f"127.0.0.1:{port}", block))._channel  # type: ignore[attr-defined]
         for port in settings["ports"]
     ]
     check = CHECKS_DEFAULT[0]

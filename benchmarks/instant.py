@@ -84,11 +84,11 @@ class InstantTransport:
     def __init__(self) -> None:
         self._client = InstantClient()
 
-    def agent(self, address: str, security: SecurityConfig | None) -> InstantClient:
+    async def agent(self, address: str, security: SecurityConfig | None, *, fresh: bool = False) -> InstantClient:
         """Return a client."""
         return self._client
 
-    def core(self, address: str, security: SecurityConfig | None) -> InstantClient:
+    async def core(self, address: str, security: SecurityConfig | None, *, fresh: bool = False) -> InstantClient:
         """Return a client."""
         return self._client
 

@@ -98,14 +98,24 @@ class CoreClient(Protocol):
 
 
 class Transport(Protocol):
-    """Makes clients. Unusable settings (a missing file, a bad certificate) raise CallError(layer=CONFIG)."""
+    """
+    Makes clients. Unusable settings (a missing file, a bad certificate) raise CallError(layer=CONFIG).
 
-    def agent(self, address: str, security: SecurityConfig | None) -> AgentClient:
-        """Return a client for the agent at *address* (``host:port``; ``:port`` means localhost)."""
+    Making one may take as long as judging certificate files does; nothing is left of one whose making is cancelled.
+    """
+
+    async def agent(self, address: str, security: SecurityConfig | None, *, fresh: bool = False) -> AgentClient:
+        """
+        Return a client for the agent at *address* (``host:port``; ``:port`` means localhost).
+
+        Args:
+            fresh: With the certificate files as they are now, or not at all; else those that were found good before
+                may serve while changed ones can't be judged.
+        """
         ...
 
-    def core(self, address: str, security: SecurityConfig | None) -> CoreClient:
-        """Return a client for the core at *address*."""
+    async def core(self, address: str, security: SecurityConfig | None, *, fresh: bool = False) -> CoreClient:
+        """Return a client for the core at *address*; *fresh* as for an agent."""
         ...
 
 

@@ -14,7 +14,7 @@ from serviceradar_poller.agents.slot import AgentSlot, Reach
 from serviceradar_poller.app.poller import new_poller
 from serviceradar_poller.errors import CallError, GrpcCode, Layer
 from serviceradar_poller.logic.breaker import BreakerState
-from serviceradar_poller.testing.fakes import REFUSED, FakeAgent
+from serviceradar_poller.testing.fakes import REFUSED, FakeAgent, FakeAgentClient
 from serviceradar_poller.testing.simloop import run
 from serviceradar_poller.testing.simsite import SimSite, agent_config, now_s, site_config
 from serviceradar_poller.wire.messages import ResultsChunk, ResultsRequest
@@ -30,7 +30,7 @@ class Bench:
         site = SimSite(site_config([agent_config("a")]))
         self.agent: FakeAgent = site.agents["a"]
         self.slot: AgentSlot = new_poller(site.config, site.env, source_ip="127.0.0.1").slots["a"]
-        self.slot.client = site.transport.agent("a:50051", None)
+        self.slot.client = FakeAgentClient(self.agent)
         self.slot.reach = Reach.UP
         self.told: list[CallSucceeded | CallFailed] = []
         self.channel = AgentChannel(self.slot, tell=self.told.append)

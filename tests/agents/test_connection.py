@@ -473,3 +473,155 @@ def test_a_connection_actor_that_starts_again_finds_out_where_it_stands() -> Non
             await until(lambda: site.told()["a", "ping"], within_s=8.0)
 
     run(main())
+
+
+def _unusable(detail: str) -> CallError:
+    return CallError(layer=Layer.CONFIG, code=GrpcCode.FAILED_PRECONDITION, reason="credentials", detail=detail)
+
+
+def test_certificates_that_are_judged_slowly_delay_no_other_agent() -> None:
+    """Where an agent's client takes its time, the others are polled, and it is once it has one."""
+
+    async def main() -> None:
+        site = SimSite(site_config([agent_config("slow", security=MTLS), agent_config("a"), agent_config("b")]))
+        site.transport.latency_s["slow:50051"] = 12.0
+        async with site.running():
+            await until(lambda: len(site.told()) >= 4, within_s=8.0)
+            assert all(available for (agent, _), available in site.told().items() if agent != "slow")
+            await until(lambda: site.told().get(("slow", "ping")), within_s=12.0)
+        assert site.transport.opened["slow:50051"] == 1
+        assert all(client.closed for client in site.transport.clients)
+
+    run(main())
+
+
+@pytest.mark.parametrize("after_s", [0.05, 1.0, 2.9999, 3.0, 3.0001])
+def test_a_stop_while_a_client_is_made_leaves_none(after_s: float) -> None:
+    """Whenever the order to stop comes, no client stays open and none is being made afterwards."""
+
+    async def main() -> None:
+        site = SimSite(site_config([agent_config("a", security=MTLS)]))
+        site.transport.latency_s["a:50051"] = 3.0
+        async with site.running():
+            await asyncio.sleep(after_s)
+        await asyncio.sleep(10.0)
+        assert site.transport.making == {"a:50051": 0}
+        assert all(client.closed for client in site.transport.clients)
+
+    run(main())
+
+
+@pytest.mark.parametrize("after_s", [1.0, 3.0, 3.05])
+def test_a_crash_while_a_client_is_made_leaves_none(after_s: float) -> None:
+    """An actor that dies meanwhile has its successor make another one; the first is never left open."""
+
+    async def main() -> None:
+        site = SimSite(site_config([agent_config("a", security=MTLS)]))
+        site.transport.latency_s["a:50051"] = 3.0
+        async with site.running() as poller:
+            assert poller.tree is not None
+            await asyncio.sleep(after_s)
+            poller.tree.crash("poller/fleet/agents/a/connection", RuntimeError("injected"))
+            await asyncio.sleep(5.0)
+            await until(lambda: site.told().get(("a", "ping")), within_s=30.0)
+            in_use = [client for client in site.transport.clients if not client.closed]
+            assert len(in_use) == 2  # the agent's and core's
+        assert all(client.closed for client in site.transport.clients)
+
+    run(main())
+
+
+def test_w23_files_that_change_while_a_renewal_is_judged_are_not_forgotten() -> None:
+    """A rotation during a slow judgement of the last one is renewed as well, and polling goes on meanwhile."""
+
+    async def main() -> None:
+        site = SimSite(site_config([agent_config("a", security=MTLS)]))
+        async with site.running() as poller:
+            assert poller.tree is not None
+            await asyncio.sleep(5.0)
+            connection = poller.tree.system.whereis("poller/fleet/agents/a/connection")
+            assert isinstance(connection, Ref)
+            site.transport.latency_s["a:50051"] = 14.0
+            connection.cast(RenewConnection())
+            await asyncio.sleep(2.0)
+            connection.cast(RenewConnection())
+            connection.cast(RenewConnection())
+            await until(lambda: len(site.of(CredentialsRenewed)) == 2, within_s=40.0)
+            await asyncio.sleep(40.0)
+            assert len(site.of(CredentialsRenewed)) == 2
+        assert {event.outcome for event in site.of(CheckFinished)} == {"available"}
+        assert all(client.closed for client in site.transport.clients)
+
+    run(main())
+
+
+def test_w23_files_that_change_while_the_first_client_is_made_are_not_forgotten() -> None:
+    """A rotation while there is no connection yet is renewed when there is one."""
+
+    async def main() -> None:
+        site = SimSite(site_config([agent_config("a", security=MTLS)]))
+        site.transport.latency_s["a:50051"] = 5.0
+        async with site.running() as poller:
+            assert poller.tree is not None
+            await asyncio.sleep(2.0)
+            connection = poller.tree.system.whereis("poller/fleet/agents/a/connection")
+            assert isinstance(connection, Ref)
+            connection.cast(RenewConnection())
+            await until(lambda: site.of(CredentialsRenewed), within_s=15.0)
+        assert site.transport.opened["a:50051"] == 2
+        assert all(client.closed for client in site.transport.clients)
+
+    run(main())
+
+
+def test_a_replacement_that_comes_too_late_is_not_used() -> None:
+    """An agent that answers again on its old connection keeps it: calls under way are not cut for a new one."""
+
+    async def main() -> None:
+        site = SimSite(site_config([agent_config("a", security=MTLS)]))
+        agent = site.agents["a"]
+        async with site.running() as poller:
+            await asyncio.sleep(5.0)
+            before = poller.slots["a"].client
+            site.transport.latency_s["a:50051"] = 60.0
+            agent.error = BAD_TLS
+            await until(lambda: site.transport.making.get("a:50051"), within_s=20.0)
+            agent.error = None
+            await until(lambda: poller.slots["a"].reach is Reach.UP, within_s=50.0)
+            await until(lambda: not site.transport.making["a:50051"], within_s=70.0)
+            await asyncio.sleep(5.0)
+            assert poller.slots["a"].client is before
+            assert site.transport.opened["a:50051"] == 2
+        assert all(client.closed for client in site.transport.clients)
+
+    run(main())
+
+
+def test_a_fault_that_takes_long_to_find_is_told_once() -> None:
+    """Slow and bad: the agent is down with the reason, asked about again in time, and up when it is mended."""
+
+    async def main() -> None:
+        site = SimSite(site_config([agent_config("a", security=MTLS)]))
+        site.transport.latency_s["a:50051"] = 2.0
+        site.transport.unusable["a:50051"] = _unusable("/c: no such file")
+        async with site.running():
+            await asyncio.sleep(100.0)
+            assert [event.problem for event in site.of(AgentMisconfigured)] == ["/c: no such file"]
+            assert site.transport.opened["a:50051"] <= 1 + 100.0 / FAULT_RETRY_S
+            site.transport.unusable.clear()
+            await until(lambda: site.told()["a", "ping"], within_s=FAULT_RETRY_S + 15.0)
+
+    run(main())
+
+
+def test_checks_wait_for_certificates_that_are_being_judged() -> None:
+    """A judgement that takes seconds fails no check: those that are due meanwhile run with the client."""
+
+    async def main() -> None:
+        site = SimSite(site_config([agent_config("a", security=MTLS)]))
+        site.transport.latency_s["a:50051"] = 4.0
+        async with site.running():
+            await asyncio.sleep(30.0)
+        assert {event.outcome for event in site.of(CheckFinished)} == {"available"}
+
+    run(main())

@@ -24,7 +24,7 @@ def test_what_is_chosen_makes_the_calls(backend: TransportBackend, kind: type) -
 
     async def main() -> None:
         async with serving() as peer:
-            client = transport.agent(peer.address, None)
+            client = await transport.agent(peer.address, None)
             assert (await client.get_status(REQUEST, timeout_s=5.0)).available
             await client.close()
 

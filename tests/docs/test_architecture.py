@@ -19,6 +19,7 @@ from serviceradar_poller.observe.observation import Observation
 from serviceradar_poller.otp import TreeNode
 from serviceradar_poller.testing.fakes import FakeTransport, LoopClock, fake_env
 from serviceradar_poller.testing.simloop import run
+from serviceradar_poller.transport.credentials import CredentialsCache
 
 PAGE = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text("utf-8")
 PACKAGE = "serviceradar_poller"
@@ -98,7 +99,7 @@ def running_tree() -> list[tuple[int, str]]:
         transport.add_agent("agent")
         poller = new_poller(config, fake_env(transport, []), source_ip="")
         observation = Observation(io.BytesIO(), logging=LoggingConfig(), clock=LoopClock(), version="1")
-        services = _services(poller, observation)
+        services = _services(poller, observation, CredentialsCache(LoopClock()))
         started = await start_poller(poller, services=lambda made: services)
         await asyncio.sleep(1.0)
         assert poller.polling

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from serviceradar_poller.lab.pki import Flaw, make_leaf
+from serviceradar_poller.testing.process import eventually
 from serviceradar_poller.testing.site import MakeSite
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -64,3 +66,36 @@ def test_w23_a_bad_new_certificate_keeps_the_old_connections(site: MakeSite, pki
         assert all(report["available_count"] == report["status_count"] for report in made.core.reports(begin))
         assert not made.poller.events("credentials_renewed")
         made.assert_no_crash(since=mark)
+
+
+def test_the_running_program_never_loads_the_library_that_judges_certificates(site: MakeSite, own_pki: Path) -> None:
+    """Start, polling and a rotation over mTLS: certificates are judged elsewhere, and no child is left."""
+    made = site(2, cert_dir=own_pki, config={"transport": "native"})
+    made.await_reports(2)
+    make_leaf(own_pki, "poller", role="poller", overwrite=True)
+    made.poller.await_event("credentials_renewed", peer="core", timeout_s=ROTATION_S)
+    process = Path("/proc") / str(made.poller.process.pid)
+    assert "cryptography" not in (process / "maps").read_text()
+    eventually(
+        lambda: not (process / "task" / process.name / "children").read_text(), "the processes for judging have ended"
+    )
+    made.assert_no_crash()
+
+
+def test_expired_certificates_are_told_of_and_cost_no_process_each(site: MakeSite, pki: Path, tmp_path: Path) -> None:
+    """An agent group whose certificate has expired is down with the reason, from one judgement for all of them."""
+    expired = Path(shutil.copytree(pki, tmp_path / "expired"))
+    make_leaf(expired, "poller", role="poller", flaw=Flaw.EXPIRED, overwrite=True)
+
+    def change(config: dict[str, Any]) -> None:
+        for name in list(config["agents"])[1:]:
+            config["agents"][name]["security"]["cert_dir"] = str(expired)
+
+    made = site(AGENTS, cert_dir=pki, config={"transport": "native"}, change=change)
+    warned = made.poller.await_event("config_warning")
+    assert [line for line in warned if "expired at" in line["text"] and str(expired) in line["text"]]
+    for number in range(2, AGENTS + 1):
+        told = made.poller.await_event("agent_misconfigured", agent=f"agent-{number:04d}")[0]
+        assert "expired at" in told["problem"]
+    made.await_status("agent-0001", "ping", lambda status: status["available"])
+    made.assert_no_crash()

@@ -71,11 +71,25 @@ def test_health_endpoints(site: MakeSite) -> None:
     assert poller.http("/healthz")[0] == 200, "trouble of peers is no reason to replace the process"
 
 
+def await_served(port: int) -> None:
+    """Wait until somebody listens: the gRPC port opens once its certificate files are judged, beside the polling."""
+
+    def listening() -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1.0).close()
+        except OSError:
+            return False
+        return True
+
+    eventually(listening, "the port is served")
+
+
 def test_grpc_health_and_reflection(site: MakeSite, pki: Path) -> None:
     """The poller's own port answers SERVING for ``""`` and its service name, NOT_FOUND otherwise, and lists itself."""
     port = free_port()
     made = site(1, config={"listen_addr": f"127.0.0.1:{port}"})
     assert made.poller.alive
+    await_served(port)
     options = [("grpc.ssl_target_name_override", "poller.serviceradar")]
     with grpc.secure_channel(f"127.0.0.1:{port}", credentials(pki), options) as channel:
         client = Client(channel)
@@ -96,6 +110,7 @@ def test_the_grpc_port_wants_a_client_certificate(site: MakeSite, pki: Path) -> 
     """Under mutual TLS a client without a certificate gets nothing."""
     port = free_port()
     site(1, config={"listen_addr": f"127.0.0.1:{port}"})
+    await_served(port)
     options = [("grpc.ssl_target_name_override", "poller.serviceradar")]
     trusting = grpc.ssl_channel_credentials((pki / "root.pem").read_bytes())
     with grpc.secure_channel(f"127.0.0.1:{port}", trusting, options) as channel:
@@ -110,12 +125,4 @@ def test_ports_that_are_taken_do_not_stop_polling(site: MakeSite) -> None:
         failed = made.poller.await_event("server_failed", name="grpc")[0]
         assert str(port) in failed["address"]
         made.await_reports(2)
-
-    def listening() -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1.0).close()
-        except OSError:
-            return False
-        return True
-
-    eventually(listening, "the port is served")
+    await_served(port)

@@ -11,7 +11,8 @@ import pytest
 
 from serviceradar_poller.config.model import SecurityConfig, SecurityMode, TlsConfig
 from serviceradar_poller.lab.pki import make_leaf, make_pki
-from serviceradar_poller.transport.certificates import Inspection, examine, inspect
+from serviceradar_poller.transport.certificates import examine, inspect
+from serviceradar_poller.transport.material import Inspection
 
 Block = Callable[..., SecurityConfig]
 NOW = datetime.datetime.now(datetime.UTC).timestamp() + 3600  # certificates are made when the first test runs

@@ -250,7 +250,7 @@ async def reason(highest):
     block = SecurityConfig(mode=SecurityMode.MTLS, tls=TlsConfig(
         cert_file="{pki}/poller.pem", key_file="{pki}/poller-key.pem", ca_file="{pki}/root.pem"))
     async with tcp_peer(silence, context) as address:
-        client = GrpcioTransport(clock=SystemClock()).agent(address, block)
+        client = await GrpcioTransport(clock=SystemClock()).agent(address, block)
         try:
             await client.check_health(timeout_s=0.3)
         except CallError as error:

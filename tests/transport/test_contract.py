@@ -39,7 +39,7 @@ def test_get_status(transport: Transport) -> None:
 
     async def main() -> None:
         async with serving() as peer:
-            client = transport.agent(peer.address, None)
+            client = await transport.agent(peer.address, None)
             answer = await client.get_status(REQUEST, timeout_s=5.0)
             assert peer.requests == [REQUEST]
             assert answer == StatusResponse(
@@ -66,7 +66,7 @@ def test_get_results(transport: Transport) -> None:
     async def main() -> None:
         async with serving() as peer:
             peer.results_answer = response
-            client = transport.agent(peer.address, None)
+            client = await transport.agent(peer.address, None)
             assert await client.get_results(request, timeout_s=5.0) == response
             assert peer.requests == [request]
             await client.close()
@@ -80,7 +80,7 @@ def test_health(transport: Transport) -> None:
 
     async def main() -> None:
         async with serving() as peer:
-            client = transport.agent(peer.address, None)
+            client = await transport.agent(peer.address, None)
             told = []
             for state in (
                 states.SERVING,
@@ -109,7 +109,7 @@ def test_chunks_that_end_in_an_error_end_the_call(transport: Transport) -> None:
 
     async def main() -> None:
         async with serving() as peer:
-            core = transport.core(peer.address, None)
+            core = await transport.core(peer.address, None)
             with pytest.raises(SpoolReadError):
                 await core.stream_status_raw(broken(), 2, timeout_s=5.0)
             assert (await send_stream(core, chunks(1), timeout_s=5.0)).received
@@ -125,7 +125,7 @@ def test_report_status(transport: Transport, received: bool) -> None:
     async def main() -> None:
         async with serving() as peer:
             peer.received = received
-            client = transport.core(peer.address, None)
+            client = await transport.core(peer.address, None)
             answer = await send_report(client, report(5_000_000), timeout_s=5.0)
             assert answer == PollerStatusResponse(received=received)
             assert peer.requests == [report(5_000_000)]
@@ -140,7 +140,7 @@ def test_stream_status(transport: Transport, count: int) -> None:
 
     async def main() -> None:
         async with serving() as peer:
-            client = transport.core(peer.address, None)
+            client = await transport.core(peer.address, None)
             sent = chunks(count, 100_000)
             assert (await send_stream(client, sent, timeout_s=5.0)).received
             assert peer.requests == list(sent)
@@ -160,7 +160,7 @@ def test_stream_ends_early_with_an_error(transport: Transport) -> None:
     async def main() -> None:
         async with serving() as peer:
             peer.stream_answer = refuse
-            client = transport.core(peer.address, None)
+            client = await transport.core(peer.address, None)
             error = await failure(send_stream(client, chunks(200, 1_000_000), timeout_s=10.0))
             assert (error.reason, error.layer) == ("resource_exhausted", Layer.GRPC)
             assert error.detail == "report too large"
@@ -179,7 +179,7 @@ def test_stream_answered_early_with_ok(transport: Transport) -> None:
     async def main() -> None:
         async with serving() as peer:
             peer.stream_answer = hasty
-            client = transport.core(peer.address, None)
+            client = await transport.core(peer.address, None)
             error = await failure(send_stream(client, chunks(200, 1_000_000), timeout_s=10.0))
             assert (error.reason, error.retryable) == ("early_answer", False)
             await client.close()
@@ -192,7 +192,7 @@ def test_unencodable_requests(transport: Transport) -> None:
 
     async def main() -> None:
         async with serving() as peer:
-            agent, core = transport.agent(peer.address, None), transport.core(peer.address, None)
+            agent, core = await transport.agent(peer.address, None), await transport.core(peer.address, None)
             for call in (
                 agent.get_status(StatusRequest(details="\ud800"), timeout_s=5.0),
                 agent.get_results(ResultsRequest(details="\ud800"), timeout_s=5.0),
@@ -228,7 +228,7 @@ def test_user_agent(transport: Transport) -> None:
 
     async def main() -> None:
         async with serving() as peer:
-            client = transport.agent(peer.address, None)
+            client = await transport.agent(peer.address, None)
             await client.get_status(REQUEST, timeout_s=5.0)
             assert str(peer.metadata["user-agent"]).startswith("serviceradar-poller/")
             await client.close()
@@ -241,7 +241,7 @@ def test_many_calls_at_once(transport: Transport) -> None:
 
     async def main() -> None:
         async with serving() as peer:
-            client = transport.agent(peer.address, None)
+            client = await transport.agent(peer.address, None)
             names = [f"check-{i}" for i in range(200)]
             answers = await asyncio.gather(
                 *(client.get_status(StatusRequest(service_name=n), timeout_s=10.0) for n in names)

@@ -37,7 +37,7 @@ def test_lazy_and_back_at_once(transport: Transport) -> None:
 
     async def main() -> None:
         port = unused_port()
-        client = transport.agent(f"127.0.0.1:{port}", None)
+        client = await transport.agent(f"127.0.0.1:{port}", None)
         loop = asyncio.get_running_loop()
         for _ in range(3):
             # The first call after a stop may still meet the old connection's end.
@@ -68,7 +68,7 @@ def test_dead_connection_is_replaced(transport: Transport) -> None:
 
     async def main() -> None:
         async with tcp_peer(first_is_dead) as address:
-            client = transport.agent(address, None)
+            client = await transport.agent(address, None)
             assert (await failure(client.get_status(REQUEST, timeout_s=0.2))).reason == "timeout"
             await failure(client.get_status(REQUEST, timeout_s=5.0))
             assert connections == 2
@@ -82,7 +82,7 @@ def test_slow_call_spares_the_connection(transport: Transport) -> None:
 
     async def main() -> None:
         async with serving() as peer:
-            client = transport.agent(peer.address, None)
+            client = await transport.agent(peer.address, None)
             await client.check_health(timeout_s=5.0)
             peer.status_answer = peer.hang
             slow = asyncio.create_task(failure(client.get_status(REQUEST, timeout_s=0.2)))
@@ -102,7 +102,7 @@ def test_cancel(transport: Transport) -> None:
 
     async def main() -> None:
         async with serving() as peer:
-            client = transport.agent(peer.address, None)
+            client = await transport.agent(peer.address, None)
             peer.status_answer = peer.hang
             task = asyncio.create_task(client.get_status(REQUEST, timeout_s=30.0))
             await peer.started.wait()
@@ -129,7 +129,7 @@ def test_cancel_of_a_stream(transport: Transport) -> None:
     async def main() -> None:
         async with serving() as peer:
             peer.stream_answer = never_reads
-            client = transport.core(peer.address, None)
+            client = await transport.core(peer.address, None)
             task = asyncio.create_task(send_stream(client, chunks(50, 1_000_000), timeout_s=30.0))
             await began.wait()
             task.cancel()
@@ -145,7 +145,7 @@ def test_close(transport: Transport) -> None:
 
     async def main() -> None:
         async with serving() as peer:
-            client: AgentClient = transport.agent(peer.address, None)
+            client: AgentClient = await transport.agent(peer.address, None)
             peer.status_answer = peer.hang
             calls = [asyncio.create_task(client.get_status(REQUEST, timeout_s=30.0)) for _ in range(5)]
             await peer.started.wait()
@@ -154,7 +154,7 @@ def test_close(transport: Transport) -> None:
                 assert (await failure(call)).reason == "closed"
             await client.close()
             assert (await failure(client.get_status(REQUEST, timeout_s=1.0))).reason == "closed"
-            unused = transport.core(peer.address, None)
+            unused = await transport.core(peer.address, None)
             await unused.close()
             assert (await failure(send_report(unused, report(), timeout_s=1.0))).reason == "closed"
 
@@ -166,7 +166,7 @@ def test_cancel_wins_over_close(transport: Transport) -> None:
 
     async def main() -> None:
         async with serving() as peer:
-            client = transport.agent(peer.address, None)
+            client = await transport.agent(peer.address, None)
             peer.status_answer = peer.hang
             task = asyncio.create_task(client.get_status(REQUEST, timeout_s=30.0))
             await peer.started.wait()
@@ -190,7 +190,7 @@ def test_close_during_a_stream(transport: Transport) -> None:
     async def main() -> None:
         async with serving() as peer:
             peer.stream_answer = never_reads
-            client = transport.core(peer.address, None)
+            client = await transport.core(peer.address, None)
             task = asyncio.create_task(send_stream(client, chunks(50, 1_000_000), timeout_s=30.0))
             await began.wait()
             await client.close()
@@ -208,7 +208,7 @@ def test_soak(transport: Transport, pki: Path, block: Block) -> None:
     """Two hundred clients that call, fail, and close leave no task and no file descriptor."""
 
     async def cycle(address: str, security: SecurityConfig | None, expect_s: float) -> None:
-        client = transport.agent(address, security)
+        client = await transport.agent(address, security)
         try:
             await client.get_status(REQUEST, timeout_s=expect_s)
         except CallError:

@@ -202,7 +202,7 @@ def test_no_time_at_all(transport: Transport, timeout_s: float) -> None:
 
     async def main() -> None:
         async with serving() as peer:
-            agent, core = transport.agent(peer.address, None), transport.core(peer.address, None)
+            agent, core = await transport.agent(peer.address, None), await transport.core(peer.address, None)
             for call in (
                 agent.check_health(timeout_s=timeout_s),
                 agent.get_status(REQUEST, timeout_s=timeout_s),

@@ -29,7 +29,7 @@ def test_mtls(transport: Transport, pki: Path, block: Block, server_name: str) -
 
     async def main() -> None:
         async with serving(server_credentials(pki)) as peer:
-            client = transport.agent(peer.address, block(server_name=server_name))
+            client = await transport.agent(peer.address, block(server_name=server_name))
             assert (await client.get_status(REQUEST, timeout_s=5.0)).available
             await client.close()
 
@@ -135,7 +135,7 @@ def test_own_bad_certificate(transport: Transport, block: Block, leaf: str, word
     """Our own unusable files fail the construction, naming the file and what is wrong with it."""
     for make in (transport.agent, transport.core):
         with pytest.raises(CallError) as caught:
-            make("127.0.0.1:1", block(leaf=leaf))
+            asyncio.run(make("127.0.0.1:1", block(leaf=leaf)))
         assert (caught.value.layer, caught.value.reason) == (Layer.CONFIG, "credentials")
         assert f"{leaf}" in caught.value.detail
         assert words in caught.value.detail
@@ -147,5 +147,5 @@ def test_bad_address(transport: Transport, address: str) -> None:
     """An address that can't be read fails the construction."""
     for make in (transport.agent, transport.core):
         with pytest.raises(CallError) as caught:
-            make(address, None)
+            asyncio.run(make(address, None))
         assert (caught.value.layer, caught.value.reason) == (Layer.CONFIG, "address")

@@ -76,7 +76,7 @@ async def serving_to(
     transport: Transport, security: SecurityConfig | None = None
 ) -> AsyncIterator[tuple[Peer, AgentClient]]:
     async with serving() as peer:
-        client = transport.agent(peer.address, security)
+        client = await transport.agent(peer.address, security)
         try:
             yield peer, client
         finally:
@@ -125,7 +125,7 @@ def test_over_mtls(transport: Transport, pki: Path, block: Block) -> None:
         async with serving(credentials) as peer:
             sent = [chunk(0, 2, 5_000_000), chunk(1, 2)]
             Source(peer, *sent)
-            client = transport.agent(peer.address, block())
+            client = await transport.agent(peer.address, block())
             assert await rest(client.stream_results(REQUEST, timeout_s=TIMEOUT_S)) == sent
             await client.close()
 
@@ -210,7 +210,7 @@ def test_nobody_there(transport: Transport) -> None:
     """A refused connection is a refused stream."""
 
     async def main() -> None:
-        client = transport.agent(f"127.0.0.1:{unused_port()}", None)
+        client = await transport.agent(f"127.0.0.1:{unused_port()}", None)
         assert (await failure(client.stream_results(REQUEST, timeout_s=TIMEOUT_S).read())).reason == "refused"
         await client.close()
 
@@ -404,7 +404,7 @@ def test_no_stream_leaves_anything_behind(transport: Transport) -> None:
             source = Source(peer, *(chunk(index) for index in range(5)))
             opened = []
             for _ in range(2):
-                client = transport.agent(peer.address, None)
+                client = await transport.agent(peer.address, None)
                 await end_in_every_way(source, client)
                 await client.close()
                 async with asyncio.timeout(TIMEOUT_S):

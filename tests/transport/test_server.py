@@ -14,9 +14,10 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from serviceradar_poller.config.model import SecurityConfig
 from serviceradar_poller.env import SystemClock
-from serviceradar_poller.errors import CallError
 from serviceradar_poller.testing.peers import unused_port
 from serviceradar_poller.transport import server as server_module
+from serviceradar_poller.transport.certificates import load_material
+from serviceradar_poller.transport.credentials import server_context
 from serviceradar_poller.transport.server import ListenError, PollerServer, start
 
 Block = Callable[..., SecurityConfig]
@@ -28,7 +29,8 @@ NOW = SystemClock().wall() + 3600  # certificates are made when the first test r
 async def running(
     listen_addr: str = "127.0.0.1:0", security: SecurityConfig | None = None
 ) -> AsyncIterator[PollerServer]:
-    server = await start(listen_addr, service_name="PollerService", security=security, now=NOW)
+    context = None if security is None else server_context(load_material(security, now=NOW))
+    server = await start(listen_addr, service_name="PollerService", context=context)
     try:
         yield server
     finally:
@@ -162,12 +164,6 @@ def test_mtls(pki: Path, block: Block) -> None:
     asyncio.run(main())
 
 
-def test_bad_certificates(block: Block) -> None:
-    """Files that can't be used fail the start as those of a client do."""
-    with pytest.raises(CallError, match="expired"):
-        asyncio.run(start("127.0.0.1:0", service_name="", security=block(leaf="expired"), now=NOW))
-
-
 def test_busy_port() -> None:
     """A port in use is an error that names the address; a second poller never shares it."""
 
@@ -175,7 +171,7 @@ def test_busy_port() -> None:
         async with running() as server:
             where = f"127.0.0.1:{server.port}"
             with pytest.raises(ListenError, match=where):
-                await start(where, service_name="", security=None, now=NOW)
+                await start(where, service_name="", context=None)
 
     asyncio.run(main())
 
@@ -184,7 +180,7 @@ def test_busy_port() -> None:
 def test_bad_address(listen_addr: str) -> None:
     """An address that can't be read is an error that names it."""
     with pytest.raises(ListenError, match="accepted"):
-        asyncio.run(start(listen_addr, service_name="", security=None, now=NOW))
+        asyncio.run(start(listen_addr, service_name="", context=None))
 
 
 @pytest.mark.parametrize("form", ["", ":0", ":port", "localhost:0"])

@@ -100,6 +100,8 @@ class AgentChannel:
             raise _refused_by_breaker(slot)
         slot.trial = slot.trial or trial  # half open: this one call finds out
         try:
+            if slot.making is not None:
+                await self._wait_client(slot.making, timeout_s)
             await self._wait_turn(begin_s, begin_s + timeout_s)
             if slot.client is None:
                 raise _not_made("no_connection", "the connection is being rebuilt", GrpcCode.UNAVAILABLE)
@@ -107,6 +109,16 @@ class AgentChannel:
             slot.trial = slot.trial and not trial
             raise
         return _Permit(slot, slot.client, self._tell, begin_s, begin_s + timeout_s, trial)
+
+    async def _wait_client(self, making: asyncio.Event, timeout_s: float) -> None:
+        """Wait for the agent's first client; raises CallError where there can't be one, or not in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await making.wait()
+        except TimeoutError:
+            raise _not_made("no_connection", "certificate files are still being judged", GrpcCode.UNAVAILABLE) from None
+        if self._slot.fault is not None:
+            raise self._slot.fault.with_traceback(None)
 
     async def _wait_turn(self, begin_s: float, until_s: float) -> None:
         wait_s = self._turn_s(begin_s, until_s)

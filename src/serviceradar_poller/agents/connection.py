@@ -7,6 +7,9 @@ The actor that owns an agent's connection: builds it, watches whether the agent 
 
 A failed call alone does not make an agent DOWN: only the connection's own evidence does, either a failure below gRPC or
 a health probe that fails as well. An agent that can't be reached is a state; nothing here crashes because of it.
+
+Making a client may take seconds, when certificate files are to be judged: helpers do it, and what they made is looked
+at again when it is there, because the world has gone on meanwhile.
 """
 
 from __future__ import annotations
@@ -15,12 +18,14 @@ import asyncio
 from typing import Any
 
 from serviceradar_poller.agents.evidence import concerns_agent, shows_life
+from serviceradar_poller.agents.machine import look_up
 from serviceradar_poller.agents.messages import (
     RUNNERS,
     BreakerFailure,
     BreakerSuccess,
     CallFailed,
     CallSucceeded,
+    ClientMade,
     ConnectionMessage,
     DeviceResolved,
     Probe,
@@ -50,19 +55,17 @@ from serviceradar_poller.otp import Actor, ExitReason, Ref, Timer
 PROBE_TIMEOUT_S = 5.0
 #: Unanswered probes in a row after which the connection itself is distrusted and built anew.
 SILENT_PROBES_MAX = 2
-#: Deadline of one name look-up for an agent's machine.
-DEVICE_LOOKUP_S = 2.0
 #: Unusable settings are looked at again after this time: a certificate may have arrived.
 FAULT_RETRY_S = 30.0
 
 #: A probe waits so long for its turn among new connections; then it comes later.
 PROBE_WAIT_S_MAX = 2.0
-#: Between two attempts to learn the address of an agent's machine.
-DEVICE_RETRY = BackoffSettings(min_s=30.0, max_s=600.0)
 #: Between two attempts to prove new certificates.
 RENEWAL_RETRY = BackoffSettings(min_s=10.0, max_s=600.0)
 #: Between two looks at whether a retired connection is idle.
 RETIRE_LOOK_S = 0.5
+#: Where nothing has to be judged a client is there at once, and then checks find it; else they don't wait for it.
+FIRST_CLIENT_S = 0.1
 
 
 class ConnectionManager(Actor[ConnectionMessage]):
@@ -70,15 +73,21 @@ class ConnectionManager(Actor[ConnectionMessage]):
 
     __slots__ = (
         "_candidate",
+        "_ending",
         "_health",
+        "_made",
+        "_making",
         "_outage_s",
+        "_probe_made",
         "_probing",
         "_rejected",
         "_renew_again",
         "_renewals",
+        "_renewing",
         "_silent_probes",
         "_slot",
         "_timer",
+        "_unfit",
     )
     rests = True
 
@@ -89,7 +98,13 @@ class ConnectionManager(Actor[ConnectionMessage]):
         self._timer: Timer | None = None
         self._silent_probes = 0
         self._health = "SERVING"
+        self._making = False  # a client is being made
+        self._made: AgentClient | None = None  # it is, and not in use yet
+        self._unfit: AgentClient | None = None  # the one that it is to replace
+        self._probe_made = False  # it is to be probed at once
+        self._ending = False
         self._candidate: AgentClient | None = None
+        self._renewing = False
         self._renew_again = False
         self._renewals = 0  # attempts since the last one that succeeded
         self._rejected = ""  # what was last told of credentials that can't be used
@@ -98,11 +113,11 @@ class ConnectionManager(Actor[ConnectionMessage]):
         """Prepare the client; it connects with the first call."""
         was_up = self._slot.reach is Reach.UP
         self._slot.reach = Reach.UNKNOWN
-        self._build()
+        making = self._build()
         self._resolve_device()
-        if self._slot.fault is not None:
-            self._look_at_settings_later()
-        elif self._slot.failing or was_up:
+        if making is not None and not (await asyncio.wait({making}, timeout=FIRST_CLIENT_S))[0]:
+            self._probe_made = True
+        elif not self._slot.config.problems and (self._slot.failing or was_up):
             # Not the first incarnation: don't leave it to the next tick to find out where things stand.
             self._probe_after(self._slot.fleet.resilience.reconnect_min_s)
 
@@ -119,6 +134,8 @@ class ConnectionManager(Actor[ConnectionMessage]):
                 self._probe_done(message)
             case DeviceResolved(addresses):
                 self._set_device(addresses)
+            case ClientMade(error):
+                await self._client_made(error)
             case RenewConnection():
                 self._renew()
             case RenewalDone(error):
@@ -126,10 +143,13 @@ class ConnectionManager(Actor[ConnectionMessage]):
 
     async def terminate(self, reason: ExitReason) -> None:
         """Close the connection."""
-        client, self._slot.client = self._slot.client, None
-        if client is not None:
-            await client.close()
-        await self._drop_candidate()
+        self._ending = True  # helpers that make clients end after this
+        clients = (self._slot.client, self._made, self._candidate)
+        self._slot.client = self._made = self._candidate = None
+        self._release()
+        for client in clients:
+            if client is not None:
+                await client.close()
 
     # -- reach
 
@@ -224,11 +244,10 @@ class ConnectionManager(Actor[ConnectionMessage]):
             courtesy: The agent is known to answer: only a connection that can't be made says otherwise.
         """
         self._cancel_probe()
-        if self._slot.fault is not None:
+        if self._slot.fault is not None or (self._slot.client is None and self._making):
+            self._probe_made = True
             self._build()
-            if self._slot.fault is not None:
-                self._look_at_settings_later()
-                return
+            return
         if self._probing or self._slot.client is None:
             return
         wait_s = self._slot.fleet.gate.reserve(wait_s_max=PROBE_WAIT_S_MAX) if not courtesy else 0.0
@@ -278,59 +297,102 @@ class ConnectionManager(Actor[ConnectionMessage]):
 
     # -- the client and its settings
 
-    def _build(self) -> None:
+    def _build(self) -> asyncio.Task[None] | None:
         """
-        Make a client from the agent's settings and the files that are on disk now.
+        Make a client from the agent's settings and the files that are on disk by then; return who does it.
 
         Where they are unusable, a connection that there is goes on; without one the fault says so to every call.
         """
         slot = self._slot
-        before = slot.fault
-        if slot.config.problems:
+        if self._making:
+            return None
+        if slot.config.problems:  # those don't change while this configuration is in force
             detail = "; ".join(str(problem) for problem in slot.config.problems)
-            slot.fault = CallError(
-                layer=Layer.CONFIG, code=GrpcCode.FAILED_PRECONDITION, reason="misconfigured", detail=detail
+            self._set_fault(
+                CallError(layer=Layer.CONFIG, code=GrpcCode.FAILED_PRECONDITION, reason="misconfigured", detail=detail)
             )
-        else:
-            try:
-                client = slot.fleet.env.transport.agent(slot.config.address, slot.config.security)
-            except CallError as error:
-                if slot.client is not None:
-                    self._reject(error)
-                    return
-                slot.fault = error.with_traceback(None)
-            else:
-                old, slot.client = slot.client, client
-                slot.fault = slot.admitted_s = None
-                if old is not None:
-                    self.spawn(old.close(), name="close")
-        if slot.fault is not None and (before is None or before.detail != slot.fault.detail):
-            self._emit(AgentMisconfigured(agent=slot.name, problem=slot.fault.detail))
+            return None
+        self._making = True
+        self._unfit = slot.client
+        if slot.client is None and slot.fault is None:
+            slot.making = slot.making or asyncio.Event()  # calls wait for it
+        return self.spawn(self._make_client(), name="build")
 
-    def _look_at_settings_later(self) -> None:
-        if not self._slot.config.problems:  # those don't change while this configuration is in force
-            self._probe_after(FAULT_RETRY_S)
+    async def _make_client(self) -> None:
+        try:
+            self._made = await self._new_client()
+        except CallError as error:
+            self.send_self(ClientMade(error.with_traceback(None)))
+        else:
+            self.send_self(ClientMade(None))
+
+    async def _new_client(self, *, fresh: bool = False) -> AgentClient:
+        slot = self._slot
+        client = await slot.fleet.env.transport.agent(slot.config.address, slot.config.security, fresh=fresh)
+        if self._ending:
+            await client.close()
+            raise CallError(layer=Layer.CONFIG, code=GrpcCode.CANCELLED, reason="closed", detail="made too late")
+        return client
+
+    async def _client_made(self, error: CallError | None) -> None:
+        slot = self._slot
+        made, self._made = self._made, None
+        unfit, self._unfit = self._unfit, None
+        probe, self._probe_made = self._probe_made, False
+        self._making = False
+        if slot.client is not None and (slot.client is not unfit or slot.reach is Reach.UP):
+            if made is not None:  # the old one is in use again, or a renewal was faster
+                await made.close()
+        elif error is not None:
+            if slot.client is not None:
+                self._reject(error)
+            else:
+                self._set_fault(error)
+                self._release()
+                self._probe_after(FAULT_RETRY_S)
+        else:
+            slot.client = made
+            slot.fault = slot.admitted_s = None
+            self._release()
+            if unfit is not None:
+                self.spawn(unfit.close(), name="close")
+            if probe:
+                self._probe()
+        if self._renew_again and not self._renewing and slot.client is not None:
+            self._renew_again = False
+            self._renew()
+
+    def _release(self) -> None:
+        """Let the calls go on that wait for the first client."""
+        waiting, self._slot.making = self._slot.making, None
+        if waiting is not None:
+            waiting.set()
+
+    def _set_fault(self, fault: CallError) -> None:
+        before, self._slot.fault = self._slot.fault, fault
+        if before is None or before.detail != fault.detail:
+            self._emit(AgentMisconfigured(agent=self._slot.name, problem=fault.detail))
 
     def _renew(self) -> None:
         """Build a second connection beside the one in use and prove it before anything moves over."""
         slot = self._slot
         if slot.config.problems or slot.config.security is None:
             return
-        if self._candidate is not None:
-            self._renew_again = True  # the files changed once more while the last ones are being proven
+        if self._renewing or self._making:
+            self._renew_again = True  # the files changed once more while the last ones are looked at
             return
         if slot.client is None:
             self._probe()
             return
-        try:
-            self._candidate = slot.fleet.env.transport.agent(slot.config.address, slot.config.security)
-        except CallError as error:
-            self._reject(error)
-            self._renew_later()
-            return
-        self.spawn(self._prove(self._candidate), name="renewal")
+        self._renewing = True
+        self.spawn(self._prove(), name="renewal")
 
-    async def _prove(self, candidate: AgentClient) -> None:
+    async def _prove(self) -> None:
+        try:
+            candidate = self._candidate = await self._new_client(fresh=True)
+        except CallError as unusable:
+            self.send_self(RenewalDone(unusable.with_traceback(None)))
+            return
         wait_s = self._slot.fleet.gate.reserve(wait_s_max=float("inf"))
         assert wait_s is not None
         await asyncio.sleep(wait_s)
@@ -339,16 +401,18 @@ class ConnectionManager(Actor[ConnectionMessage]):
 
     async def _renewal_done(self, error: CallError | None) -> None:
         again, self._renew_again = self._renew_again, False
+        candidate, self._candidate = self._candidate, None
+        self._renewing = False
         if error is not None:
-            if error.security:
+            if error.security or candidate is None:
                 self._reject(error)  # anything else says nothing about the certificates
-            await self._drop_candidate()
+            if candidate is not None:
+                await candidate.close()
             if again:
                 self._renew()
             else:
                 self._renew_later()
             return
-        candidate, self._candidate = self._candidate, None
         old, self._slot.client = self._slot.client, candidate
         if old is not None:
             self.spawn(self._retire(old), name="retire")
@@ -375,11 +439,6 @@ class ConnectionManager(Actor[ConnectionMessage]):
             await asyncio.sleep(RETIRE_LOOK_S)
         await client.close()
 
-    async def _drop_candidate(self) -> None:
-        candidate, self._candidate = self._candidate, None
-        if candidate is not None:
-            await candidate.close()
-
     # -- the agent's machine
 
     def _resolve_device(self) -> None:
@@ -388,23 +447,9 @@ class ConnectionManager(Actor[ConnectionMessage]):
         if known is None or known.is_set():
             return
         names = names_to_resolve(self._candidates())
-        self.spawn(self._look_up(names), name="device")
-
-    async def _look_up(self, names: tuple[str, ...]) -> None:
-        """Resolve the first name that has an address, and go on trying while none has."""
-        env = self._slot.fleet.env
-        attempt = 0
-        while True:
-            addresses: dict[str, tuple[str, ...]] = {}
-            for name in names:
-                addresses[name] = await env.resolver.resolve(name, timeout_s=DEVICE_LOOKUP_S)
-                if addresses[name]:
-                    break
-            self.send_self(DeviceResolved(addresses))
-            if any(addresses.values()):
-                return
-            await asyncio.sleep(delay_s(DEVICE_RETRY, attempt, env.rng.random()))
-            attempt += 1
+        self.spawn(
+            look_up(names, slot.fleet.env, lambda addresses: self.send_self(DeviceResolved(addresses))), name="device"
+        )
 
     def _set_device(self, addresses: dict[str, tuple[str, ...]]) -> None:
         slot = self._slot

@@ -46,6 +46,13 @@ class DeviceResolved:
 
 
 @dataclass(frozen=True, slots=True)
+class ClientMade:
+    """A client stands ready, or why there can't be one."""
+
+    error: CallError | None
+
+
+@dataclass(frozen=True, slots=True)
 class RenewConnection:
     """Build the connection anew from the credentials that are on disk now; swap when it is proven."""
 
@@ -112,6 +119,8 @@ class AnsweredAs:
     claimed: str
 
 
-ConnectionMessage = CallSucceeded | CallFailed | Probe | ProbeDone | DeviceResolved | RenewConnection | RenewalDone
+ConnectionMessage = (
+    CallSucceeded | CallFailed | Probe | ProbeDone | DeviceResolved | ClientMade | RenewConnection | RenewalDone
+)
 BreakerMessage = BreakerFailure | BreakerSuccess | BreakerTimer
 RunnerMessage = RunDue | CheckDone | RunFailing

@@ -67,6 +67,8 @@ class AgentSlot:
         device: What core is told of the agent's machine (written by the connection).
         device_known: Set once the names in question are resolved; None when nothing had to be.
         client: The connection under use; None while there is none (written by the connection).
+        making: Set when the making of the first client has ended, whatever came of it; None while nobody makes one
+            (written by the connection).
         fault: Why there can't be one: unusable settings (written by the connection).
         reach: Written by the connection.
         breaker: Written by the breaker.
@@ -98,6 +100,7 @@ class AgentSlot:
     override: str = ""
     device_known: asyncio.Event | None = None
     client: AgentClient | None = None
+    making: asyncio.Event | None = None
     fault: CallError | None = None
     reach: Reach = Reach.UNKNOWN
     opened_wall_s: float = 0.0

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import Protocol, assert_never
 
 from serviceradar_poller.config.model import TransportBackend
 from serviceradar_poller.env import Clock, Resolver, Transport
+from serviceradar_poller.transport.credentials import CredentialsCache
 
 
-def new_transport(backend: TransportBackend, *, clock: Clock, resolver: Resolver) -> Transport:
+class Backend(Transport, Protocol):
+    """A transport with what its clients authenticate with."""
+
+    credentials: CredentialsCache
+
+
+def new_transport(backend: TransportBackend, *, clock: Clock, resolver: Resolver) -> Backend:
     """Return the transport of *backend*, for the running program's one loop."""
     match backend:
         case TransportBackend.GRPCIO:

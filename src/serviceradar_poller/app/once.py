@@ -166,7 +166,7 @@ async def _poll_agent(
                 reason="misconfigured",
                 detail="; ".join(str(problem) for problem in agent.problems),
             )
-        client: AgentClient = transport.agent(agent.address, agent.security)
+        client: AgentClient = await transport.agent(agent.address, agent.security)
     except CallError as error:
         found.answers = [_failure(agent, key, check, error, 0.0) for key, check in checks.items()]
         return found

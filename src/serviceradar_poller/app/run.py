@@ -21,9 +21,9 @@ from serviceradar_poller.app.backend import new_transport
 from serviceradar_poller.app.poller import Poller, new_poller, open_store, resolve_source_ip, start_poller
 from serviceradar_poller.app.service import GrpcService
 from serviceradar_poller.config.loading import LoadedConfig
-from serviceradar_poller.config.model import PollerConfig
+from serviceradar_poller.config.model import PollerConfig, SecurityMode, TlsConfig
 from serviceradar_poller.env import Env, SystemClock
-from serviceradar_poller.errors import ConfigError, ConfigProblem, SpoolError
+from serviceradar_poller.errors import CallError, ConfigError, ConfigProblem, SpoolError
 from serviceradar_poller.events.polling import ConfigWarning, PollerStopped, PollerStopping
 from serviceradar_poller.observe.http import HttpServer
 from serviceradar_poller.observe.lag import LoopLagMonitor
@@ -31,8 +31,9 @@ from serviceradar_poller.observe.metrics import MetricsSink
 from serviceradar_poller.observe.observation import Observation
 from serviceradar_poller.otp import ChildSpec, LoopWatchdog, Strategy, actor, supervisor
 from serviceradar_poller.reporting.spool import ReportStore
-from serviceradar_poller.transport.certificates import inspect
+from serviceradar_poller.transport.credentials import CredentialsCache
 from serviceradar_poller.transport.interfaces import interface_address
+from serviceradar_poller.transport.material import inspection
 from serviceradar_poller.transport.port.limits import Refusals
 from serviceradar_poller.transport.resolver import SystemResolver
 
@@ -51,7 +52,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 GC_THRESHOLDS = (5_000, 10, 20)
 
 
-def _services(poller: Poller, observation: Observation) -> Sequence[ChildSpec]:
+def _services(poller: Poller, observation: Observation, credentials: CredentialsCache) -> Sequence[ChildSpec]:
     """Return what stands beside the poller's own parts: its gRPC server, and what lets it be watched from outside."""
     config = poller.config
     refusals = Refusals()
@@ -66,6 +67,7 @@ def _services(poller: Poller, observation: Observation) -> Sequence[ChildSpec]:
                         config.listen_addr,
                         service_name=config.service_name,
                         security=config.security,
+                        credentials=credentials,
                         env=poller.env,
                         refusals=refusals,
                     ),
@@ -198,8 +200,9 @@ async def _main(loaded: LoadedConfig, environ: Mapping[str, str], stream: IO[Any
     observation.expect_agents(config.agents)
     watchdog = LoopWatchdog(emit=observation.emit, threshold_s=WATCHDOG_THRESHOLD_S)
     resolver = SystemResolver()
+    transport = new_transport(config.transport, clock=clock, resolver=resolver)
     env = Env(
-        transport=new_transport(config.transport, clock=clock, resolver=resolver),
+        transport=transport,
         resolver=resolver,
         emit=observation.emit,
         clock=clock,
@@ -212,7 +215,9 @@ async def _main(loaded: LoadedConfig, environ: Mapping[str, str], stream: IO[Any
     observation.bind(loop)
     watchdog.start(loop)
     try:
-        for warning in (*loaded.warnings, *certificate_warnings(config, now=clock.wall(), source=loaded.sources[-1])):
+        for warning in loaded.warnings:
+            env.emit(warning)
+        for warning in await certificate_warnings(config, transport.credentials, source=loaded.sources[-1]):
             env.emit(warning)
         loop.add_signal_handler(signal.SIGHUP, env.emit, _no_reload(loaded))
         source_ip = await resolve_source_ip(config, env)
@@ -221,7 +226,7 @@ async def _main(loaded: LoadedConfig, environ: Mapping[str, str], stream: IO[Any
         store = await _open_store(loaded, env)
         try:
             poller = new_poller(config, env, source_ip=source_ip, store=store)
-            return await _live(poller, observation, signals)
+            return await _live(poller, observation, transport.credentials, signals)
         finally:
             await store.close()
     finally:
@@ -244,11 +249,13 @@ async def _open_store(loaded: LoadedConfig, env: Env) -> ReportStore:
         raise ConfigError((problem,)) from error
 
 
-async def _live(poller: Poller, observation: Observation, signals: asyncio.Queue[signal.Signals]) -> int:
+async def _live(
+    poller: Poller, observation: Observation, credentials: CredentialsCache, signals: asyncio.Queue[signal.Signals]
+) -> int:
     """Run the tree until a signal or its own end; return the exit code."""
     env = poller.env
     poller.on_polling = _tune_gc
-    tree = await start_poller(poller, services=lambda made: _services(made, observation))
+    tree = await start_poller(poller, services=lambda made: _services(made, observation, credentials))
     async with asyncio.TaskGroup() as group:
         ended = group.create_task(tree.wait(), name="tree")
         told = group.create_task(signals.get(), name="signal")
@@ -293,18 +300,23 @@ async def _cut_on_signal(signals: asyncio.Queue[signal.Signals], stop_now: Any) 
     stop_now()
 
 
-def certificate_warnings(config: PollerConfig, *, now: float, source: str) -> list[ConfigWarning]:
-    """Return what there is to say about every certificate in use, problems included, each file once."""
+async def certificate_warnings(
+    config: PollerConfig, credentials: CredentialsCache, *, source: str
+) -> list[ConfigWarning]:
+    """Return what there is to say about every certificate in use, problems included; *credentials* keeps the rest."""
     blocks = {"security": config.security} | {
         f"agents.{agent.name}.security": agent.security for agent in config.agents if not agent.problems
     }
-    seen: set[object] = set()
-    warnings: list[ConfigWarning] = []
+    places: dict[TlsConfig, str] = {}
     for path, block in blocks.items():
-        if block is None or block.tls in seen:
+        if block is not None and block.mode is SecurityMode.MTLS:
+            places.setdefault(block.tls, path)  # each file once
+    warnings: list[ConfigWarning] = []
+    for (_, path), result in zip(places.items(), await credentials.survey(tuple(places)), strict=True):
+        if isinstance(result, CallError):
+            warnings.append(ConfigWarning(source=source, path=path, text=result.detail))
             continue
-        seen.add(block.tls)
-        found = inspect(block, now=now, path=path, source=source)
+        found = inspection(result, path=path, source=source)
         warnings += found.warnings
         warnings += [
             ConfigWarning(

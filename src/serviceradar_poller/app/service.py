@@ -10,6 +10,7 @@ from serviceradar_poller.errors import PollerError
 from serviceradar_poller.events.polling import ServerFailed
 from serviceradar_poller.logic.backoff import BackoffSettings, delay_s
 from serviceradar_poller.otp import Actor, ExitReason
+from serviceradar_poller.transport.credentials import CredentialsCache
 from serviceradar_poller.transport.port.limits import Refusals
 from serviceradar_poller.transport.server import PollerServer, start
 
@@ -21,9 +22,16 @@ STOP_GRACE_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Try to open the listener."""
+    """
+    Try to open the listener.
+
+    Attributes:
+        attempt: The number of those that failed before it.
+        anew: In the place of one that is open, because the certificate on disk is another one.
+    """
 
     attempt: int
+    anew: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +44,8 @@ class GrpcService(Actor[Open | RenewCertificate]):
     Serves health and reflection.
 
     Args:
+        security: mtls demands a client certificate.
+        credentials: Where TLS comes from.
         refusals: Where the port counts what it refuses; outlives the listeners.
     """
 
@@ -45,12 +55,14 @@ class GrpcService(Actor[Open | RenewCertificate]):
         *,
         service_name: str,
         security: SecurityConfig | None,
+        credentials: CredentialsCache,
         env: Env,
         refusals: Refusals | None = None,
     ) -> None:
         self._listen_addr = listen_addr
         self._service_name = service_name
         self._security = security
+        self._credentials = credentials
         self._env = env
         self._refusals = refusals
         self._server: PollerServer | None = None
@@ -64,31 +76,31 @@ class GrpcService(Actor[Open | RenewCertificate]):
         """Open the listener, or try again later; a new certificate takes a new listener."""
         match message:
             case RenewCertificate():
-                await self._close()
-                await self._open(0)
-            case Open(attempt):
-                await self._open(attempt)
+                await self._open(Open(0, anew=True))
+            case Open():
+                await self._open(message)
 
     async def terminate(self, reason: ExitReason) -> None:
         """Close the listener."""
         await self._close()
 
-    async def _open(self, attempt: int) -> None:
-        if self._server is not None:
+    async def _open(self, how: Open) -> None:
+        if self._server is not None and not how.anew:
             return
         try:
+            # Before the old listener goes: with files that can't be used it is better than none.
+            context = await self._credentials.server_context(self._security, fresh=how.anew)
+            await self._close()
             self._server = await start(
-                self._listen_addr,
-                service_name=self._service_name,
-                security=self._security,
-                now=self._env.clock.wall(),
-                refusals=self._refusals,
+                self._listen_addr, service_name=self._service_name, context=context, refusals=self._refusals
             )
+            self._told = ""
         except PollerError as error:
             if str(error) != self._told:
                 self._told = str(error)
                 self._env.emit(ServerFailed(name="grpc", address=self._listen_addr, error=str(error)))
-            self.send_after(delay_s(RETRY, attempt, self._env.rng.random()), Open(attempt + 1))
+            delay = delay_s(RETRY, how.attempt, self._env.rng.random())
+            self.send_after(delay, Open(how.attempt + 1, anew=how.anew))
 
     async def _close(self) -> None:
         server, self._server = self._server, None

@@ -4,10 +4,14 @@ The connection to core: one call at a time, and new certificates proven by a cal
     renew() ─► candidate ─ next call accepted, or refused by core itself ─► in use, the old one is closed
                    │     ─ core can't be reached ─► stays candidate, the call goes by the old one
                    └────── TLS refuses it ────────► closed and told, the call goes by the old one
+
+make() and renew() may run beside each other, each by one task at a time: making a client may take seconds, and what
+each finds afterwards is not what it left.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable
 
@@ -22,19 +26,31 @@ class CoreLink:
     """Calls to core."""
 
     def __init__(
-        self, address: str, security: SecurityConfig | None, env: Env, *, rejected: Callable[[], object]
+        self,
+        address: str,
+        security: SecurityConfig | None,
+        env: Env,
+        *,
+        rejected: Callable[[], object],
+        outdated: Callable[[], object],
     ) -> None:
         """
         Args:
             rejected: Called when new certificates could not be used; renew() is worth another try later.
+            outdated: Called when certificates changed while the connection was built; renew() is worth a try now.
         """
         self._address = address
         self._security = security
         self._env = env
         self._rejected = rejected
+        self._outdated = outdated
         self._client: CoreClient | None = None
         self._candidate: CoreClient | None = None
         self._told = ""
+        self._making = False  # the client in use is being made
+        self._renewing = False  # a candidate is being made
+        self._changed = False  # certificates changed while one of the two was
+        self._closed = False
 
     async def make(self, call: EncodedCall, *, timeout_s: float) -> CallError | None:
         """
@@ -50,7 +66,7 @@ class CoreLink:
             try:
                 error = await _call(candidate, call, timeout_s / 2)
             except BaseException:
-                self._candidate = candidate  # it has proven nothing yet
+                await self._put_back(candidate)  # it has proven nothing yet
                 raise
             if error is None or not (error.unreachable or error.layer is Layer.DEADLINE):
                 old, self._client = self._client, candidate
@@ -63,38 +79,92 @@ class CoreLink:
                 await candidate.close()
                 self._reject(error)
             else:
-                self._candidate = candidate
-        try:
-            if self._client is None:
-                self._client = self._env.transport.core(self._address, self._security)
-        except CallError as unusable:
-            return unusable
-        error = await _call(self._client, call, until_s - clock.monotonic())
+                await self._put_back(candidate)
+        if self._client is None:
+            unusable = await self._connect(until_s - clock.monotonic())
+            if unusable is not None:
+                return unusable
+        client = self._client
+        assert client is not None
+        error = await _call(client, call, until_s - clock.monotonic())
         if error is not None and error.layer is Layer.TLS:
             # The certificates may have been replaced on both sides: the next call reads ours from disk again.
-            client, self._client = self._client, None
+            if self._client is client:
+                self._client = None
             await client.close()
         return error
 
     async def renew(self) -> None:
-        """Build a connection from the certificates on disk; the next call proves it."""
+        """Build a connection from the certificates on disk; the next call proves it. May be called while it runs."""
+        if self._making or self._renewing:
+            self._changed = True  # once more, when that one is made
+            return
         if self._client is None:
             return  # the next call builds one anyway
-        old, self._candidate = self._candidate, None
-        if old is not None:
-            await old.close()
+        self._renewing = True
         try:
-            self._candidate = self._env.transport.core(self._address, self._security)
-        except CallError as error:
-            self._reject(error)
+            await self._make_candidate()
+            while self._changed and not self._closed:
+                self._changed = False
+                await self._make_candidate()
+        finally:
+            self._renewing = False
 
     async def close(self) -> None:
-        """Close everything."""
+        """Close everything, also what is made too late."""
+        self._closed = True
         clients = (self._client, self._candidate)
         self._client = self._candidate = None
         for client in clients:
             if client is not None:
                 await client.close()
+
+    async def _connect(self, timeout_s: float) -> CallError | None:
+        """Build the connection; return why there is none."""
+        self._making = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                self._client = await self._new_client()
+        except CallError as unusable:
+            return unusable.with_traceback(None)
+        except TimeoutError:
+            return CallError(
+                layer=Layer.CONFIG,
+                code=GrpcCode.DEADLINE_EXCEEDED,
+                reason="credentials",
+                detail=f"the certificate files were not judged within {max(timeout_s, 0.0):.3g} s",
+            )
+        finally:
+            self._making = False
+        if self._changed:
+            self._changed = False
+            self._outdated()
+        return None
+
+    async def _make_candidate(self) -> None:
+        try:
+            candidate = await self._new_client(fresh=True)
+        except CallError as error:
+            if not self._closed:
+                self._reject(error)
+            return
+        old, self._candidate = self._candidate, candidate
+        if old is not None:
+            await old.close()
+
+    async def _new_client(self, *, fresh: bool = False) -> CoreClient:
+        client = await self._env.transport.core(self._address, self._security, fresh=fresh)
+        if self._closed:
+            await client.close()
+            raise CallError(layer=Layer.CONFIG, code=GrpcCode.CANCELLED, reason="closed", detail="made too late")
+        return client
+
+    async def _put_back(self, candidate: CoreClient) -> None:
+        """Keep a candidate for the next call, unless there is a newer one by now, or no next call."""
+        if self._candidate is None and not self._closed:
+            self._candidate = candidate
+        else:
+            await candidate.close()
 
     def _reject(self, error: CallError) -> None:
         if error.detail != self._told:

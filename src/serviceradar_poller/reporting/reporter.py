@@ -87,7 +87,13 @@ class CoreReporter(Actor[Message]):
         self._state = state
         self._timetable = timetable
         self._env = env
-        self._link = CoreLink(settings.core_address, settings.security, env, rejected=self._renew_later)
+        self._link = CoreLink(
+            settings.core_address,
+            settings.security,
+            env,
+            rejected=self._renew_later,
+            outdated=lambda: self.send_self(ReconnectCore()),
+        )
         self._delivery = Delivery(settings=settings, state=state, env=env, link=self._link)
         self._sending: asyncio.Task[Attempt] | None = None
         self._waiting = False  # for the Retry after an attempt
@@ -122,7 +128,8 @@ class CoreReporter(Actor[Message]):
                 self._sending = None
                 self._wait(await self._delivery.settle(message.attempt))
             case ReconnectCore():
-                await self._link.renew()
+                self.spawn(self._link.renew(), name="renew")  # reports go on meanwhile
+                return
         await self._work()
 
     async def terminate(self, reason: ExitReason) -> None:

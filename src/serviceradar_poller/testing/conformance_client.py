@@ -36,7 +36,7 @@ def drive(main: Callable[[], Awaitable[None]]) -> None:
 async def channel_to(address: str, security: SecurityConfig | None = None) -> AsyncIterator[NativeChannel]:
     """Make a channel, and close it."""
     transport = NativeTransport(clock=SystemClock(), resolver=SystemResolver())
-    channel = transport.channel(address, security)
+    channel = await transport.channel(address, security)
     try:
         yield channel
     finally:

@@ -46,7 +46,7 @@ async def status_failure(
     transport: Transport, address: str, security: SecurityConfig | None = None, *, timeout_s: float = 5.0
 ) -> CallError:
     """Return the CallError that asking for a status at *address* ends with."""
-    client = transport.agent(address, security)
+    client = await transport.agent(address, security)
     try:
         return await failure(client.get_status(REQUEST, timeout_s=timeout_s))
     finally:

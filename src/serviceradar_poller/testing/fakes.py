@@ -146,6 +146,11 @@ class FakeAgentClient:
         self._agent = agent
         self._closed = asyncio.Event()
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed.is_set()
+
     async def check_health(self, *, timeout_s: float) -> str:
         """Return the agent's health."""
         return await self._ask("health", lambda: self._agent.health, timeout_s)
@@ -305,6 +310,11 @@ class FakeCoreClient:
         self._core = core
         self._closed = asyncio.Event()
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed.is_set()
+
     async def report_status_raw(self, report: bytes, *, timeout_s: float) -> PollerStatusResponse:
         """Send a report."""
         decoded = codec.decode_poller_status_request(report)
@@ -342,6 +352,9 @@ class FakeTransport:
     Attributes:
         agents: By address; one that is not there refuses.
         unusable: Settings that can't be used, by address.
+        latency_s: How long the making of a client takes, by address.
+        making: Clients that are being made, by address.
+        clients: Every client made, in order.
         opened: Clients made, by address.
     """
 
@@ -350,6 +363,9 @@ class FakeTransport:
         self.the_core = FakeCore()
         self.unusable: dict[str, CallError] = {}
         self.opened: dict[str, int] = {}
+        self.latency_s: dict[str, float] = {}
+        self.making: dict[str, int] = {}
+        self.clients: list[FakeAgentClient | FakeCoreClient] = []
 
     def add_agent(self, name: str, address: str = "") -> FakeAgent:
         """Make an agent reachable."""
@@ -357,23 +373,35 @@ class FakeTransport:
         self.agents[address or f"{name}:50051"] = agent
         return agent
 
-    def agent(self, address: str, security: SecurityConfig | None) -> FakeAgentClient:
+    async def agent(self, address: str, security: SecurityConfig | None, *, fresh: bool = False) -> FakeAgentClient:
         """Return a client for the agent at *address*."""
-        self.opened[address] = self.opened.get(address, 0) + 1
-        if address in self.unusable:
-            raise self.unusable[address].with_traceback(None)
+        await self._make(address)
         agent = self.agents.get(address)
         if agent is None:
             agent = FakeAgent("nobody")
             agent.error = REFUSED
-        return FakeAgentClient(agent)
+        client = FakeAgentClient(agent)
+        self.clients.append(client)
+        return client
 
-    def core(self, address: str, security: SecurityConfig | None) -> FakeCoreClient:
+    async def core(self, address: str, security: SecurityConfig | None, *, fresh: bool = False) -> FakeCoreClient:
         """Return a client for the core."""
+        await self._make(address)
+        client = FakeCoreClient(self.the_core)
+        self.clients.append(client)
+        return client
+
+    async def _make(self, address: str) -> None:
+        unusable = self.unusable.get(address)
+        if latency_s := self.latency_s.get(address):
+            self.making[address] = self.making.get(address, 0) + 1
+            try:
+                await asyncio.sleep(latency_s)
+            finally:
+                self.making[address] -= 1
         self.opened[address] = self.opened.get(address, 0) + 1
-        if address in self.unusable:
-            raise self.unusable[address].with_traceback(None)
-        return FakeCoreClient(self.the_core)
+        if unusable is not None:
+            raise unusable.with_traceback(None)
 
 
 class FakeResolver:

@@ -16,6 +16,8 @@ from grpc_health.v1 import health_pb2
 from serviceradar_poller.config.model import SecurityConfig
 from serviceradar_poller.env import SystemClock
 from serviceradar_poller.testing.http2_frames import block, frame, prefixed, settings
+from serviceradar_poller.transport.certificates import load_material
+from serviceradar_poller.transport.credentials import server_context
 from serviceradar_poller.transport.http2.frames import DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PREFACE
 from serviceradar_poller.transport.port.limits import PortLimits, Refusals
 from serviceradar_poller.transport.server import PollerServer, start
@@ -36,7 +38,8 @@ async def running(
 ) -> AsyncIterator[tuple[PollerServer, Refusals]]:
     """Run the port, and assert in the end that nobody is left."""
     refusals = Refusals()
-    server = await start("127.0.0.1:0", service_name="P", security=security, now=NOW, limits=limits, refusals=refusals)
+    context = None if security is None else server_context(load_material(security, now=NOW))
+    server = await start("127.0.0.1:0", service_name="P", context=context, limits=limits, refusals=refusals)
     try:
         yield server, refusals
     finally:

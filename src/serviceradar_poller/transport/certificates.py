@@ -1,12 +1,11 @@
-"""Judge the certificate files of a security block before they are used: PEM, dates, match, chain, usage."""
+"""
+Judge the certificate files of a security block before they are used: PEM, dates, match, chain, usage.
+
+A poller that runs never imports this: the library that it stands on takes 8 to 10 MiB, for something that happens at
+the start and at a rotation. It is for short-lived commands and for the process that `transport.examiner` starts.
+"""
 
 from __future__ import annotations
-
-import datetime
-import stat
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -14,88 +13,19 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from serviceradar_poller.config.model import SecurityConfig, SecurityMode
-from serviceradar_poller.errors import ConfigProblem
-from serviceradar_poller.events.polling import ConfigWarning
-
-#: A certificate that ends sooner than this is worth a warning.
-EXPIRY_WARNING_S: Final = 14 * 86_400.0
-#: More than any certificate bundle in use; keeps a wrong path (a device, a log) from being read whole.
-PEM_FILE_BYTES_MAX: Final = 4 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """
-    One thing about the files of a security block.
-
-    Attributes:
-        field: Path below the block, such as ``tls.cert_file``.
-        file: The file that it is about.
-        fatal: Whether a connection can't be made with it.
-    """
-
-    field: str
-    file: str
-    found: str
-    accepted: str
-    fatal: bool = True
-
-    def __str__(self) -> str:
-        return f"{self.file or self.field}: {self.found}; accepted: {self.accepted}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """
-    Who a certificate says its holder is.
-
-    Attributes:
-        subject, issuer: RFC 4514 text.
-        names: Subject alternative names, ``DNS:…``, ``IP:…``, ``URI:…``.
-        not_before_s, not_after_s: Unix seconds.
-    """
-
-    subject: str
-    issuer: str
-    names: tuple[str, ...]
-    not_before_s: float
-    not_after_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Material:
-    """
-    What the files hold.
-
-    Attributes:
-        roots, client_roots, key, chain: PEM; the chain begins with our own certificate.
-        valid_until_s: When the first of our certificate and the last of the roots ends, unix seconds.
-    """
-
-    roots: bytes
-    client_roots: bytes
-    key: bytes
-    chain: bytes
-    identity: Identity
-    valid_until_s: float
-
-    def __repr__(self) -> str:
-        return f"Material({self.identity.subject})"  # the key never reaches a log
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inspection:
-    """
-    What there is to say about a security block; ``identity`` is None where no certificate could be read.
-
-    Attributes:
-        problems: Nothing can connect until they are solved.
-        warnings: It works today.
-    """
-
-    problems: tuple[ConfigProblem, ...] = ()
-    warnings: tuple[ConfigWarning, ...] = ()
-    identity: Identity | None = None
+from serviceradar_poller.transport.material import (
+    EXPIRY_WARNING_S,
+    Examined,
+    Finding,
+    Identity,
+    Inspection,
+    Material,
+    date_text,
+    inspection,
+    judge_permissions,
+    read_pem,
+    require_mtls,
+)
 
 
 def inspect(security: SecurityConfig, *, now: float, path: str, source: str) -> Inspection:
@@ -109,43 +39,27 @@ def inspect(security: SecurityConfig, *, now: float, path: str, source: str) -> 
     """
     if security.mode is not SecurityMode.MTLS:
         return Inspection()
-    _, identity, findings = examine(security, now=now)
-    return Inspection(
-        problems=tuple(
-            ConfigProblem(
-                source=source,
-                path=f"{path}.{f.field}",
-                found=f"{f.file}: {f.found}" if f.file else f.found,
-                accepted=f.accepted,
-            )
-            for f in findings
-            if f.fatal
-        ),
-        warnings=tuple(
-            ConfigWarning(source=source, path=f"{path}.{f.field}", text=str(f)) for f in findings if not f.fatal
-        ),
-        identity=identity,
-    )
+    return inspection(examine(security, now=now), path=path, source=source)
 
 
-def examine(security: SecurityConfig, *, now: float) -> tuple[Material | None, Identity | None, tuple[Finding, ...]]:
+def examine(security: SecurityConfig, *, now: float) -> Examined:
     """
     Read and judge the files of an mtls block.
 
     Returns:
-        The material, None when anything is fatal; who we are, None without a readable certificate; findings.
+        No material when anything is fatal; no identity without a readable certificate.
     """
     findings: list[Finding] = []
     files = security.tls
     client_ca_file = files.client_ca_file or files.ca_file
-    chain_pem = _read("tls.cert_file", files.cert_file, findings)
-    key_pem = _read("tls.key_file", files.key_file, findings)
-    roots_pem = _read("tls.ca_file", files.ca_file, findings)
+    chain_pem = read_pem("tls.cert_file", files.cert_file, findings)
+    key_pem = read_pem("tls.key_file", files.key_file, findings)
+    roots_pem = read_pem("tls.ca_file", files.ca_file, findings)
     client_roots_pem = roots_pem
     if client_ca_file != files.ca_file:
-        client_roots_pem = _read("tls.client_ca_file", client_ca_file, findings)
+        client_roots_pem = read_pem("tls.client_ca_file", client_ca_file, findings)
     if key_pem is not None:
-        _judge_permissions(files.key_file, findings)
+        judge_permissions(files.key_file, findings)
 
     chain = _certificates("tls.cert_file", files.cert_file, chain_pem, findings)
     roots = _certificates("tls.ca_file", files.ca_file, roots_pem, findings)
@@ -171,7 +85,7 @@ def examine(security: SecurityConfig, *, now: float) -> tuple[Material | None, I
         _judge_key(files.key_file, key_pem, chain, findings)
 
     if any(f.fatal for f in findings) or identity is None:
-        return None, identity, tuple(findings)
+        return Examined(None, identity, tuple(findings))
     assert chain_pem is not None
     assert key_pem is not None
     assert roots_pem is not None
@@ -184,7 +98,21 @@ def examine(security: SecurityConfig, *, now: float) -> tuple[Material | None, I
         identity=identity,
         valid_until_s=min(identity.not_after_s, max(root.not_valid_after_utc.timestamp() for root in roots)),
     )
-    return material, identity, tuple(findings)
+    return Examined(material, identity, tuple(findings))
+
+
+def load_material(security: SecurityConfig, *, now: float) -> Material:
+    """
+    Read the files of an mtls block, in this process; *now* in unix seconds.
+
+    Raises:
+        CallError: layer CONFIG, reason ``credentials``; the detail names each bad file and what is wrong.
+    """
+    require_mtls(security)
+    examined = examine(security, now=now)
+    if examined.material is None:
+        raise examined.refusal()
+    return examined.material
 
 
 def identify(certificate: x509.Certificate) -> Identity:
@@ -213,34 +141,6 @@ def identify(certificate: x509.Certificate) -> Identity:
     )
 
 
-def date_text(unix_s: float) -> str:
-    """Write a certificate's date for an operator."""
-    return datetime.datetime.fromtimestamp(unix_s, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _read(field: str, file: str, findings: list[Finding]) -> bytes | None:
-    accepted = "a readable PEM file"
-    if not file:
-        findings.append(Finding(field=field, file="", found="nothing", accepted=accepted))
-        return None
-    try:
-        if not stat.S_ISREG(Path(file).stat().st_mode):
-            findings.append(Finding(field=field, file=file, found="not a file", accepted=accepted))
-            return None
-        with Path(file).open("rb") as stream:
-            data = stream.read(PEM_FILE_BYTES_MAX + 1)
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        cause = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        findings.append(Finding(field=field, file=file, found=cause, accepted=accepted))
-        return None
-    if len(data) > PEM_FILE_BYTES_MAX:
-        findings.append(
-            Finding(field=field, file=file, found=f"more than {PEM_FILE_BYTES_MAX} bytes", accepted=accepted)
-        )
-        return None
-    return data
-
-
 def _certificates(field: str, file: str, pem: bytes | None, findings: list[Finding]) -> list[x509.Certificate]:
     if pem is None:
         return []
@@ -249,26 +149,6 @@ def _certificates(field: str, file: str, pem: bytes | None, findings: list[Findi
     except ValueError:
         findings.append(Finding(field=field, file=file, found="no readable certificate", accepted="PEM certificates"))
         return []
-
-
-def _judge_permissions(file: str, findings: list[Finding]) -> None:
-    try:
-        mode = stat.S_IMODE(Path(file).stat().st_mode)
-    except OSError as error:  # it went away since it was read
-        findings.append(
-            Finding(field="tls.key_file", file=file, found=str(error.strerror), accepted="a readable PEM file")
-        )
-        return
-    if mode & 0o077:
-        findings.append(
-            Finding(
-                field="tls.key_file",
-                file=file,
-                found=f"mode {mode:04o}, readable by others",
-                accepted="mode 0600",
-                fatal=False,
-            )
-        )
 
 
 def _judge_dates(field: str, file: str, certificate: x509.Certificate, now: float, findings: list[Finding]) -> None:

@@ -25,19 +25,19 @@ class GrpcioTransport:
     def __init__(self, *, clock: Clock) -> None:
         self.credentials = CredentialsCache(clock)
 
-    def agent(self, address: str, security: SecurityConfig | None) -> ChannelAgentClient:
+    async def agent(self, address: str, security: SecurityConfig | None, *, fresh: bool = False) -> ChannelAgentClient:
         """Return a client for the agent at *address*. Raises CallError(layer=CONFIG)."""
-        return ChannelAgentClient(self._channel(address, security))
+        return ChannelAgentClient(await self._channel(address, security, fresh=fresh))
 
-    def core(self, address: str, security: SecurityConfig | None) -> ChannelCoreClient:
+    async def core(self, address: str, security: SecurityConfig | None, *, fresh: bool = False) -> ChannelCoreClient:
         """Return a client for the core at *address*. Raises CallError(layer=CONFIG)."""
-        return ChannelCoreClient(self._channel(address, security))
+        return ChannelCoreClient(await self._channel(address, security, fresh=fresh))
 
-    def _channel(self, address: str, security: SecurityConfig | None) -> PeerChannel:
+    async def _channel(self, address: str, security: SecurityConfig | None, *, fresh: bool) -> PeerChannel:
         try:
             parsed: Address = parse_address(address)
         except AddressError as error:
             raise failures.unusable_address(str(error)) from error
-        credentials = self.credentials.channel_credentials(security)
+        credentials = await self.credentials.channel_credentials(security, fresh=fresh)
         server_name = security.server_name if security is not None and credentials is not None else ""
         return PeerChannel(parsed, server_name=server_name, credentials=credentials)

@@ -25,9 +25,10 @@ from serviceradar_poller.config.model import SecurityConfig, SecurityMode
 from serviceradar_poller.env import Clock, Resolver, Transport
 from serviceradar_poller.errors import CallError
 from serviceradar_poller.transport.address import Address, AddressError, join_host_port, parse_address
-from serviceradar_poller.transport.certificates import date_text, identify
-from serviceradar_poller.transport.credentials import client_context, load_material
+from serviceradar_poller.transport.certificates import identify, load_material
+from serviceradar_poller.transport.credentials import client_context
 from serviceradar_poller.transport.failures import one_line
+from serviceradar_poller.transport.material import date_text
 
 #: Addresses of one name that are tried.
 ADDRESSES_MAX: Final = 8
@@ -344,7 +345,7 @@ async def _settings(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
 async def _health(walk: _Walk, address: str, security: SecurityConfig | None, transport: Transport) -> None:
     began_at = walk.clock()
     try:
-        client = transport.agent(address, security)
+        client = await transport.agent(address, security)
         try:
             status = await client.check_health(timeout_s=walk.deadline - began_at)
         finally:

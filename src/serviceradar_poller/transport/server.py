@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Mapping
 from typing import Any, Final
 
 from grpc_health.v1 import health_pb2
 from grpclib.const import Status
 
-from serviceradar_poller.config.model import SecurityConfig
 from serviceradar_poller.errors import PollerError
 from serviceradar_poller.transport.address import AddressError, parse_address
-from serviceradar_poller.transport.credentials import server_context
 from serviceradar_poller.transport.port.call import Call, CallRefusedError, Method
 from serviceradar_poller.transport.port.limits import PortLimits, Refusal, Refusals
 from serviceradar_poller.transport.port.listener import Listener, open_sockets
@@ -73,8 +72,7 @@ async def start(
     listen_addr: str,
     *,
     service_name: str,
-    security: SecurityConfig | None,
-    now: float,
+    context: ssl.SSLContext | None,
     limits: PortLimits | None = None,
     refusals: Refusals | None = None,
 ) -> PollerServer:
@@ -84,16 +82,13 @@ async def start(
     Args:
         listen_addr: ``host:port``, ``:port`` (every interface), or empty (every interface, a random port).
         service_name: What is served beside the empty health name.
-        security: mtls demands a client certificate.
-        now: Unix seconds, for the certificates' dates.
+        context: Of a TLS server; None for plaintext.
         limits: What clients may cost; defaults unless given.
         refusals: Where refusals are counted.
     Raises:
         ListenError: the address can't be read or is in use.
-        CallError: layer CONFIG, the certificate files can't be used.
     """
     host, port = _binding(listen_addr)
-    context = server_context(security, now=now)
     try:
         sockets = await open_sockets(host, port)
     except OSError as error:  # TimeoutError is one

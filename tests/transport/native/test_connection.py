@@ -60,7 +60,7 @@ def contexts(
     """A client's and a server's; none for plaintext."""
     if request.param == "plain":
         return None, None
-    return CredentialsCache(SystemClock()).ssl_context(block()), server_context(pki, "agent")
+    return asyncio.run(CredentialsCache(SystemClock()).ssl_context(block())), server_context(pki, "agent")
 
 
 @pytest.fixture

@@ -124,7 +124,7 @@ def test_close_in_every_state(native: NativeTransport, pki: Path, block: Block, 
                     address = await stack.enter_async_context(tcp_peer(deaf))
                 case _:
                     address = await stack.enter_async_context(tcp_peer(silence))
-            channel = transport.channel(address, secure)
+            channel = await transport.channel(address, secure)
             opened = sockets()
             error = await closes_all(channel, channel.unary(STATUS, payload, 30.0))
             assert (error.layer, error.reason) == (Layer.CONFIG, "closed")
@@ -141,7 +141,7 @@ def test_idle_channels_leave_nothing(native: NativeTransport, pki: Path, block: 
     async def main() -> None:
         with LabAgents.start(1, cert_dir=pki) as agents, no_leaks():
             for _ in range(5):
-                channel = native.channel(f"127.0.0.1:{agents.ports[0]}", block())
+                channel = await native.channel(f"127.0.0.1:{agents.ports[0]}", block())
                 await channel.unary(STATUS, codec.encode_status_request(REQUEST), 5.0)
                 certificate = channel.peer_certificate
                 assert certificate is not None
@@ -164,7 +164,7 @@ def test_failed_connects_leave_nothing(native: NativeTransport, pki: Path, block
         # A server in a process of its own: its descriptors are not looked at.
         with LabAgents.start(1, cert_dir=pki) as agents, no_leaks():
             for port in (unused_port(), agents.ports[0]):
-                channel = native.channel(f"127.0.0.1:{port}", block(server_name="wrong") if secure else None)
+                channel = await native.channel(f"127.0.0.1:{port}", block(server_name="wrong") if secure else None)
                 for _ in range(5):
                     error = await failure(channel.unary(STATUS, b"", 5.0))
                     assert error.unreachable
@@ -189,7 +189,7 @@ def test_the_attempt_has_a_limit_of_its_own(
 
     async def main() -> None:
         async with tcp_peer(silence) as address:
-            channel = native.channel(address, block() if secure else None)
+            channel = await native.channel(address, block() if secure else None)
             error = await failure(channel.unary(STATUS, b"", 30.0))
             assert (error.layer, error.code, error.reason) == (layer, GrpcCode.UNAVAILABLE, "connect_timeout")
             assert words in error.detail
@@ -202,18 +202,18 @@ def test_a_call_that_runs_out_of_time_says_what_it_waited_for(native: NativeTran
     """Name, TCP, TLS and settings are told apart also when it is the call's own time that was too short."""
 
     async def main() -> None:
-        slow = NativeTransport(clock=SystemClock(), resolver=SlowNames()).channel("agent:1", None)
+        slow = await NativeTransport(clock=SystemClock(), resolver=SlowNames()).channel("agent:1", None)
         error = await failure(slow.unary(STATUS, b"", 0.02))
         assert (error.layer, error.reason) == (Layer.RESOLVE, "connect_timeout")
         await slow.close()
         async with black_hole() as address:
-            channel = native.channel(address, None)
+            channel = await native.channel(address, None)
             error = await failure(channel.unary(STATUS, b"", 0.02))
             assert (error.layer, error.code) == (Layer.TCP, GrpcCode.DEADLINE_EXCEEDED)
             assert "no answer to the TCP connect within 0.02 s" in error.detail
             await channel.close()
         async with tcp_peer(silence) as address:
-            channel = native.channel(address, block())
+            channel = await native.channel(address, block())
             error = await failure(channel.unary(STATUS, b"", 0.02))
             assert (error.layer, error.reason) == (Layer.TCP, "connect_timeout")
             assert "does not answer the TLS handshake within 0.02 s" in error.detail
@@ -221,7 +221,7 @@ def test_a_call_that_runs_out_of_time_says_what_it_waited_for(native: NativeTran
         context = server_context(pki)
         context.set_alpn_protocols(["h2"])
         async with tcp_peer(silence, context) as address:
-            channel = native.channel(address, block())
+            channel = await native.channel(address, block())
             error = await failure(channel.unary(STATUS, b"", 0.2))
             assert (error.layer, error.reason) == (Layer.HTTP2, "connect_timeout")
             assert "sends no HTTP/2 settings" in error.detail
@@ -235,11 +235,11 @@ def test_names_are_dialled(native: NativeTransport) -> None:
 
     async def main() -> None:
         async with serving() as peer:
-            channel = native.channel(f"localhost:{peer.port}", None)
+            channel = await native.channel(f"localhost:{peer.port}", None)
             assert await channel.unary(STATUS, codec.encode_status_request(REQUEST), 5.0)
             await channel.close()
         with pytest.raises(CallError) as caught:
-            native.channel("dns://10.0.0.53/agent:1", None)
+            await native.channel("dns://10.0.0.53/agent:1", None)
         assert (caught.value.layer, caught.value.reason) == (Layer.CONFIG, "address")
 
     asyncio.run(main())
@@ -249,7 +249,7 @@ def test_names_are_dialled(native: NativeTransport) -> None:
 def test_a_server_name_that_cannot_be_sent(native: NativeTransport, block: Block, name: str) -> None:
     """It fails the construction, not the first call."""
     with pytest.raises(CallError) as caught:
-        native.channel("127.0.0.1:1", block(server_name=name))
+        asyncio.run(native.channel("127.0.0.1:1", block(server_name=name)))
     assert caught.value.layer is Layer.CONFIG
 
 

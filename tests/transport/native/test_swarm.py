@@ -184,7 +184,7 @@ def test_swarm(kind: str, pki: Path, block: Block, monkeypatch: pytest.MonkeyPat
     contexts = (
         (None, None)
         if kind == "plain"
-        else (CredentialsCache(SystemClock()).ssl_context(block()), server_context(pki, "agent"))
+        else (asyncio.run(CredentialsCache(SystemClock()).ssl_context(block())), server_context(pki, "agent"))
     )
     reasons: set[str] = set()
     answered = 0

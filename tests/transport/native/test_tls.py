@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ssl
 from collections.abc import Callable
@@ -22,7 +23,7 @@ Block = Callable[..., SecurityConfig]
 
 @pytest.fixture
 def context(block: Block) -> ssl.SSLContext:
-    made = CredentialsCache(SystemClock()).ssl_context(block())
+    made = asyncio.run(CredentialsCache(SystemClock()).ssl_context(block()))
     assert made is not None
     return made
 

@@ -275,11 +275,11 @@ def test_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def main() -> None:
         for where in (":0", "localhost:0"):
-            server = await start(where, service_name="P", security=None, now=0.0)
+            server = await start(where, service_name="P", context=None)
             await works(server)
             await server.stop(0.1)
         with pytest.raises(ListenError, match=r"\[::1\]:0"):
-            await start("[::1]:0", service_name="P", security=None, now=0.0)
+            await start("[::1]:0", service_name="P", context=None)
 
     asyncio.run(main())
 

@@ -29,15 +29,15 @@ class NativeTransport:
         self._resolver = resolver
         self._buffer = memoryview(bytearray(READ_BUFFER_BYTES))
 
-    def agent(self, address: str, security: SecurityConfig | None) -> ChannelAgentClient:
+    async def agent(self, address: str, security: SecurityConfig | None, *, fresh: bool = False) -> ChannelAgentClient:
         """Return a client for the agent at *address*. Raises CallError(layer=CONFIG)."""
-        return ChannelAgentClient(self.channel(address, security))
+        return ChannelAgentClient(await self.channel(address, security, fresh=fresh))
 
-    def core(self, address: str, security: SecurityConfig | None) -> ChannelCoreClient:
+    async def core(self, address: str, security: SecurityConfig | None, *, fresh: bool = False) -> ChannelCoreClient:
         """Return a client for the core at *address*. Raises CallError(layer=CONFIG)."""
-        return ChannelCoreClient(self.channel(address, security))
+        return ChannelCoreClient(await self.channel(address, security, fresh=fresh))
 
-    def channel(self, address: str, security: SecurityConfig | None) -> NativeChannel:
+    async def channel(self, address: str, security: SecurityConfig | None, *, fresh: bool = False) -> NativeChannel:
         """Return a channel to *address*. Raises CallError(layer=CONFIG)."""
         try:
             parsed: Address = parse_address(address)
@@ -45,7 +45,7 @@ class NativeTransport:
             raise failures.unusable_address(str(error)) from error
         if parsed.target.startswith("dns://") and not parsed.target.startswith("dns:///"):
             raise failures.unusable_address(f"{address}: a DNS server of its own is known to transport grpcio only")
-        context = self.credentials.ssl_context(security)
+        context = await self.credentials.ssl_context(security, fresh=fresh)
         server_name = security.server_name if security is not None and context is not None else ""
         if not (server_name.isascii() and server_name.isprintable()):
             raise failures.unusable_address(f"server_name {server_name!r} is not printable ASCII")

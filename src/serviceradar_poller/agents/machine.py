@@ -1,0 +1,36 @@
+"""Look the names of an agent's machine up until one of them has an address."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from serviceradar_poller.env import Env
+from serviceradar_poller.logic.backoff import BackoffSettings, delay_s
+
+#: Deadline of one name look-up.
+LOOKUP_S = 2.0
+#: Between two attempts.
+LOOKUP_RETRY = BackoffSettings(min_s=30.0, max_s=600.0)
+
+
+async def look_up(names: tuple[str, ...], env: Env, tell: Callable[[dict[str, tuple[str, ...]]], object]) -> None:
+    """
+    Resolve the first name that has an address, and go on trying while none has.
+
+    Args:
+        names: In the order of preference.
+        tell: Called with what each attempt found, by name.
+    """
+    attempt = 0
+    while True:
+        addresses: dict[str, tuple[str, ...]] = {}
+        for name in names:
+            addresses[name] = await env.resolver.resolve(name, timeout_s=LOOKUP_S)
+            if addresses[name]:
+                break
+        tell(addresses)
+        if any(addresses.values()):
+            return
+        await asyncio.sleep(delay_s(LOOKUP_RETRY, attempt, env.rng.random()))
+        attempt += 1

@@ -1,0 +1,132 @@
+"""The actor that holds the poller's own port: what becomes of it when the certificate on disk changes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from serviceradar_poller.app import service
+from serviceradar_poller.app.service import GrpcService, RenewCertificate
+from serviceradar_poller.config.model import SecurityConfig, SecurityMode, TlsConfig
+from serviceradar_poller.env import Event, SystemClock
+from serviceradar_poller.events.polling import ServerFailed
+from serviceradar_poller.lab.pki import make_leaf, make_pki
+from serviceradar_poller.logic.backoff import BackoffSettings
+from serviceradar_poller.otp import Ref, System, actor, start_tree, supervisor
+from serviceradar_poller.testing.fakes import FakeTransport, fake_env
+from serviceradar_poller.testing.peers import unused_port
+from serviceradar_poller.testing.strangers import eventually
+from serviceradar_poller.transport.credentials import CredentialsCache
+
+pytestmark = pytest.mark.slow
+
+WITHIN_S = 10.0
+
+
+@dataclass
+class Served:
+    """A running service and what a client sees of it."""
+
+    folder: Path
+    port: int
+    events: list[Event]
+    ref: Ref[service.Open | RenewCertificate]
+
+    async def certificate(self) -> bytes | None:
+        """Return what the port proves itself with now; None while nobody listens."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.load_verify_locations(self.folder / "root.pem")
+        context.load_cert_chain(self.folder / "agent.pem", self.folder / "agent-key.pem")
+        context.set_alpn_protocols(["h2"])
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=context)
+        except OSError:
+            return None
+        found: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        writer.transport.abort()
+        return found
+
+    async def other_than(self, known: bytes | None) -> bytes:
+        """Wait for a certificate that is not *known*."""
+        async with asyncio.timeout(WITHIN_S):
+            while True:
+                found = await self.certificate()
+                if found is not None and found != known:
+                    return found
+                await asyncio.sleep(0.02)
+
+    def failures(self) -> list[str]:
+        """Return what operators were told."""
+        return [event.error for event in self.events if isinstance(event, ServerFailed)]
+
+
+@contextlib.asynccontextmanager
+async def served(folder: Path) -> AsyncIterator[Served]:
+    """Run the actor over mutual TLS on files in *folder*."""
+    make_pki(folder)
+    files = TlsConfig(
+        cert_file=str(folder / "poller.pem"),
+        key_file=str(folder / "poller-key.pem"),
+        ca_file=str(folder / "root.pem"),
+    )
+    port, events = unused_port(), list[Event]()
+    env = fake_env(FakeTransport(), events)
+    spec = actor(
+        "grpc-server",
+        lambda: GrpcService(
+            f"127.0.0.1:{port}",
+            service_name="PollerService",
+            security=SecurityConfig(mode=SecurityMode.MTLS, tls=files),
+            credentials=CredentialsCache(SystemClock()),
+            env=env,
+        ),
+    )
+    tree = await start_tree(supervisor("service", [spec]), System(emit=lambda event: None))
+    try:
+        ref = tree.system.whereis("service/grpc-server")
+        assert isinstance(ref, Ref)
+        yield Served(folder, port, events, ref)
+    finally:
+        await tree.stop()
+
+
+def test_a_renewed_certificate_is_served(tmp_path: Path) -> None:
+    """After a rotation clients meet the new certificate at the same port."""
+
+    async def main() -> None:
+        async with served(tmp_path) as made:
+            old = await made.other_than(None)
+            make_leaf(tmp_path, "poller", role="poller", overwrite=True)
+            made.ref.cast(RenewCertificate())
+            await made.other_than(old)
+            assert made.failures() == []
+
+    asyncio.run(main())
+
+
+def test_unusable_files_leave_the_port_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rotation gone wrong is told once, the old certificate serves on, and mended files are taken by themselves."""
+    monkeypatch.setattr(service, "RETRY", BackoffSettings(min_s=0.01, max_s=0.05))
+
+    async def main() -> None:
+        async with served(tmp_path) as made:
+            old = await made.other_than(None)
+            make_leaf(tmp_path, "poller", role="poller", overwrite=True)
+            key = (tmp_path / "poller-key.pem").read_bytes()
+            (tmp_path / "poller-key.pem").write_bytes(b"not a key")
+            made.ref.cast(RenewCertificate())
+            await eventually(lambda: bool(made.failures()))
+            assert await made.certificate() == old
+            (tmp_path / "poller-key.pem").write_bytes(key)
+            await made.other_than(old)
+            [told] = made.failures()
+            assert "no readable private key" in told
+
+    asyncio.run(main())
