@@ -15,6 +15,8 @@ from serviceradar_poller.errors import PollerError
 
 #: What the incoming BIO is given at a time: a large answer leaves a buffer of this size behind, not of its own.
 FEED_BYTES_MAX: Final = 8 * 1024
+#: The same in the handshake, for every connection has one: a chain of certificates is kilobytes, most answers are not.
+HANDSHAKE_FEED_BYTES_MAX: Final = 512
 #: Plain bytes of one TLS record; RFC 8446 section 5.1.
 RECORD_BYTES_MAX: Final = 16 * 1024
 
@@ -84,7 +86,8 @@ class TlsClient:
         parts: list[bytes] = []
         while data:
             # What is not complete stays in OpenSSL's own buffer, so the BIO is empty again after each piece.
-            piece, data = data[:FEED_BYTES_MAX], data[FEED_BYTES_MAX:]
+            size = FEED_BYTES_MAX if self.established else HANDSHAKE_FEED_BYTES_MAX
+            piece, data = data[:size], data[size:]
             self._incoming.write(piece)
             if not self.established and not self._handshake():
                 continue
