@@ -16,7 +16,13 @@ from serviceradar_poller.config.model import SecurityConfig
 from serviceradar_poller.env import SystemClock
 from serviceradar_poller.lab.tls import TlsEngine, server_context
 from serviceradar_poller.transport.credentials import CredentialsCache
-from serviceradar_poller.transport.native.tls import FEED_BYTES_MAX, HANDSHAKE_FEED_BYTES_MAX, RECORD_BYTES_MAX, TlsClient, TlsError
+from serviceradar_poller.transport.native.tls import (
+    FEED_BYTES_MAX,
+    HANDSHAKE_FEED_BYTES_MAX,
+    RECORD_BYTES_MAX,
+    TlsClient,
+    TlsError,
+)
 
 Block = Callable[..., SecurityConfig]
 
