@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serviceradar_poller.config import parse
+from serviceradar_poller.config.loading import parse
 from serviceradar_poller.config.model import CheckConfig, LoggingConfig
 from serviceradar_poller.testing.configs import (
     agent_problem,

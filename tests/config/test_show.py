@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serviceradar_poller.config import effective, parse, render_effective, render_fatal
+from serviceradar_poller.config.loading import parse
 from serviceradar_poller.config.model import PollerConfig
 from serviceradar_poller.config.schema import ROOT, Field, Kind, fold
+from serviceradar_poller.config.show import effective, render_effective, render_fatal
 from serviceradar_poller.errors import ConfigError, ConfigProblem
 
 ANY_JSON: st.SearchStrategy[object] = st.recursive(

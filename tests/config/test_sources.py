@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from serviceradar_poller.config import load, sources
+from serviceradar_poller.config import sources
+from serviceradar_poller.config.loading import load
 from serviceradar_poller.config.model import TransportBackend
 from serviceradar_poller.config.schema import scalar_paths
 from serviceradar_poller.config.sources import variable_suffix

@@ -13,7 +13,7 @@ import pytest
 
 from serviceradar_poller.app.poller import new_poller, start_poller
 from serviceradar_poller.app.run import _services
-from serviceradar_poller.config import parse
+from serviceradar_poller.config.loading import parse
 from serviceradar_poller.config.model import LoggingConfig
 from serviceradar_poller.observe.observation import Observation
 from serviceradar_poller.otp import TreeNode

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from serviceradar_poller.config import effective, parse, render_fatal
 from serviceradar_poller.config.durations import parse_duration
+from serviceradar_poller.config.loading import parse
 from serviceradar_poller.config.schema import key_names
+from serviceradar_poller.config.show import effective, render_fatal
 from serviceradar_poller.errors import ConfigError
 
 PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text("utf-8")

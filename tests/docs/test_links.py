@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from serviceradar_poller.cli import _parser
-from serviceradar_poller.config import parse
+from serviceradar_poller.config.loading import parse
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serviceradar_poller.app.poller import new_poller
 from serviceradar_poller.app.run import _pull
-from serviceradar_poller.config import parse
+from serviceradar_poller.config.loading import parse
 from serviceradar_poller.config.model import LoggingConfig
 from serviceradar_poller.env import SystemClock
 from serviceradar_poller.events.kernel import ChildExited

@@ -6,7 +6,8 @@ import copy
 import json
 from typing import Any
 
-from serviceradar_poller.config import ParsedConfig, parse
+from serviceradar_poller.config.loading import parse
+from serviceradar_poller.config.rules import ParsedConfig
 from serviceradar_poller.errors import ConfigError, ConfigProblem
 
 #: Gives neither a problem nor a warning.
