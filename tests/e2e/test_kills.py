@@ -179,7 +179,7 @@ def test_two_hundred_kills_lose_nothing_that_was_sealed(pki: Path, tmp_path: Pat
             ]
             assert times == sorted(times), killed.name
             received, promised = Counter(times), Counter(killed.promised())
-            assert len(times) > LIVES
+            assert len(times) > LIVES / 2, "few lives were long enough to tell core anything"
             # The last life ran as the program itself: what it sealed is not among the promises.
             assert not promised - received, (killed.name, promised - received)
             seen = {(report_id, time) for life in killed.lives for report_id, time, _ in life["waiting"]}

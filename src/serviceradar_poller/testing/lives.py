@@ -24,8 +24,8 @@ from serviceradar_poller.errors import SpoolError
 from serviceradar_poller.reporting.spool import NewReport, Spool
 from serviceradar_poller.reporting.spool.inspect import look
 
-#: Seconds of a life; a poller is up in some 0.3 s, so that some die young.
-LIFE_S = (0.05, 1.1)
+#: Seconds of a life; a poller is up in some 0.5 s beside four others, so that some die young.
+LIFE_S = (0.05, 1.5)
 
 
 def main(argv: list[str]) -> int:
