@@ -108,13 +108,13 @@ def test_every_client_makes_calls_and_reads_a_stream(runs: dict[str, tuple[str, 
 
 
 def test_a_profile_has_samples_of_the_cycles_in_which_it_was_on(runs: dict[str, tuple[str, dict[str, Any]]]) -> None:
-    """What the samples stand for is no more than the CPU that the main thread used in those cycles."""
+    """What the samples stand for is the CPU that the main thread used in those cycles, but for their edges."""
     run = runs["profile"][1]["suites"]["profile"]
     assert [cycle["sampled"] for cycle in run["cycles"]] == [True, True, False]
     assert all(0 < cycle["main_cpu_s"] <= cycle["cpu_s"] for cycle in run["cycles"])
-    used_s = sum(cycle["main_cpu_s"] for cycle in run["cycles"] if cycle["sampled"])
+    first, second, third = (cycle["main_cpu_s"] for cycle in run["cycles"])
     assert run["samples"] > 0
-    assert 0 < sum(run["parts_s"].values()) <= used_s
+    assert 0.5 * (first + second) < sum(run["parts_s"].values()) < first + second + third
 
 
 def test_every_outage_was_seen_in_core_before_it_ended(runs: dict[str, tuple[str, dict[str, Any]]]) -> None:
