@@ -1,8 +1,8 @@
 """
 Run the benchmarks one after the other, print what they found, and keep it.
 
-    python -m benchmarks [kernel overhead poller recovery isolation spool streams outage soak]
-                         [--quick | --long] [--write]
+    python -m benchmarks [kernel overhead calls poller profile recovery isolation spool streams outage
+                          soak] [--quick | --long] [--write]
 
 The exit code is 0 when every promise holds, 1 when one doesn't, 2 when the command line can't be understood.
 """
@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import isolation, kernel, outage, overhead, poller, recovery, soak, spool, streams
+from benchmarks import calls, isolation, kernel, outage, overhead, poller, profile, recovery, soak, spool, streams
 from benchmarks.report import (
     Promise,
     Result,
@@ -81,7 +81,9 @@ def run_kernel(*, quick: bool = False) -> Result:
 SUITES: dict[str, Callable[..., Result]] = {
     "kernel": run_kernel,
     "overhead": overhead.main,
+    "calls": calls.main,
     "poller": poller.main,
+    "profile": profile.main,
     "recovery": recovery.main,
     "isolation": isolation.main,
     "spool": spool.main,

@@ -1,184 +1,277 @@
 """
-What a call and an idle connection cost in the client, for each backend of the transport.
+What a call, an idle connection and a large streamed result cost in the client alone, over each backend.
 
-The same agents, one connection each with mutual TLS, each backend in a process of its own: memory after the
-connections stand and have been used, CPU of calls with so many under way at a time. Nothing is decoded.
+The same agents over mutual TLS, each backend in a process of its own (see client.py). The backends take turns: each
+round has all of them, so that a machine that is slow for a while is slow for all, and ratios are of one round.
 
-    python -m benchmarks.calls [--agents 1000] [--calls 20000] [--backends grpcio,native] [--loop asyncio|uvloop]
+    python -m benchmarks calls
+
+Sketch before measuring, µs of CPU: a call is a record each way (send 8, receive 3, TLS 4), two rounds of the event
+loop (6), and HTTP/2 with the caller's task (10): 30 with 64 under way, against 110 of gRPC's library. A connection is
+OpenSSL's session, 30 KiB, and 4 KiB of objects. A megabyte of a stream is 64 records and frames: decrypted 400,
+copied five times 300, received 200, called for 300: 1.2 ms.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import gc
-import json
-import os
+import contextlib
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from benchmarks.measure import rss_bytes
-from serviceradar_poller.app.backend import new_transport
-from serviceradar_poller.config.model import SecurityConfig, SecurityMode, TlsConfig, TransportBackend
-from serviceradar_poller.env import SystemClock
+from benchmarks.client import CONCURRENCY, ClientProcess
+from benchmarks.report import MIB, Promise, Result, Table, number
 from serviceradar_poller.lab.client import LabAgents
-from serviceradar_poller.lab.config import CHECKS_DEFAULT
 from serviceradar_poller.lab.pki import make_pki
-from serviceradar_poller.transport.clients import Channel
-from serviceradar_poller.transport.resolver import SystemResolver
-from serviceradar_poller.wire import codec
-from serviceradar_poller.wire.messages import StatusRequest
+from serviceradar_poller.transport.http2.limits import Limits
+from serviceradar_poller.transport.native.connection import READ_BUFFER_BYTES
 
-CONCURRENCY = 64
-METHOD = "/monitoring.AgentService/GetStatus"
-SERVER_NAME = "agent.serviceradar"
-TIMEOUT_S = 30.0
-ROUNDS = 5
+#: Backend and event loop; the first is what the others are compared with.
+CLIENTS = (("grpcio", "asyncio"), ("native", "asyncio"), ("native", "uvloop"))
+NATIVE = "native"
+AGENTS = 1_000
+ROUNDS = 7
+#: A round's, spread over all connections, and one at a time over one.
+CALLS = 4_000
+LONE_CALLS = 400
+#: Before the first round: what is loaded or grows only once.
+WARM_UP_CALLS = 1_000
+SYNC_AGENT = "agent-0001"
+#: 50 MB, as a sync service sends them: 1,365 to a chunk.
+DEVICES = 134_000
+DEVICES_WARM_UP = 10
+STREAM_ROUNDS = 5
+
+CPU_RATIO_MAX = 0.55
+CONNECTION_KIB_MAX = 45.0
+#: Chunks that exist at a time: the one that the reader holds, the pieces of the next, and those put together.
+CHUNKS_HELD = 3
+#: As much as one read takes: the bytes as they came, decrypted, and joined.
+READS_HELD = 3
+#: malloc keeps of what is freed as much again before it gives it back. [mallopt(3), M_TRIM_THRESHOLD]
+ALLOCATOR_FACTOR = 2
 
 
-def main() -> int:
-    """Compare the backends; print a line each."""
-    args = _parser().parse_args()
-    if args.client:
-        return _client(json.loads(args.client))
-    with tempfile.TemporaryDirectory(prefix="calls-") as folder:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calls:
+    """
+    Calls and connections over one backend; a value for each round.
+
+    Attributes:
+        rss_bytes: Of a connection that was used and rests.
+        connect_s: CPU of making one.
+        process_bytes: What the process needs before.
+    """
+
+    name: str
+    cpu_s: tuple[float, ...]
+    wall_s: tuple[float, ...]
+    lone_cpu_s: tuple[float, ...]
+    lone_wall_s: tuple[float, ...]
+    rss_bytes: float
+    connect_s: float
+    process_bytes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """
+    One large result, read to its end by a new process.
+
+    Attributes:
+        peak_bytes: Resident beyond what was before it.
+        agent_cpu_s: What it cost the agent to make and send.
+    """
+
+    name: str
+    size_bytes: float
+    chunks: float
+    chunk_bytes_max: float
+    wall_s: float
+    cpu_s: float
+    peak_bytes: float
+    agent_cpu_s: float
+
+
+def main(*, quick: bool = False) -> Result:
+    """Measure; quick: 20 agents, two short rounds, 3,000 devices."""
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
+        folder = Path(name)
         make_pki(folder)
-        with LabAgents.start(args.agents, cert_dir=Path(folder)) as agents:
-            found = {}
-            for backend in args.backends.split(","):
-                settings = {
-                    "backend": backend, "ports": agents.ports, "cert_dir": folder, "calls": args.calls,
-                    "loop": args.loop, "profile": args.profile,
-                }  # fmt: skip
-                done = subprocess.run(
-                    [sys.executable, "-m", "benchmarks.calls", "--client", json.dumps(settings)],
-                    stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1], timeout=600,
-                )  # fmt: skip
-                if done.returncode:
-                    return done.returncode
-                found[backend] = json.loads(done.stdout.splitlines()[-1])
-                print(backend, found[backend], flush=True)
-    if {"grpcio", "native"} <= found.keys():
-        ratio = found["native"]["cpu_us"] / found["grpcio"]["cpu_us"]
-        print(f"native / grpcio: {ratio:.3f} of the CPU a call")
-    return 0
+        agents = 20 if quick else AGENTS
+        calls = measure_calls(folder, agents, rounds=2 if quick else ROUNDS, count=200 if quick else CALLS)
+        streams = measure_streams(folder, 3_000 if quick else DEVICES, rounds=1 if quick else STREAM_ROUNDS)
+    return Result(
+        suite="calls",
+        tables=(_calls_table(calls, agents), _streams_table(streams)),
+        promises=() if quick else (*_calls_promises(calls, agents), _stream_promise(streams)),
+        raw={
+            "agents": agents,
+            "concurrency": CONCURRENCY,
+            "clients": [asdict(each) for each in calls],
+            "streams": [asdict(each) for each in streams],
+        },
+    )
 
 
-def _client(settings: dict[str, Any]) -> int:
-    if settings["loop"] == "uvloop":
-        import uvloop  # type: ignore[import-not-found]
+def measure_calls(cert_dir: Path, agents: int, *, rounds: int, count: int) -> list[Calls]:
+    """Connect all clients to all agents, let them make *count* calls a round in turn, and look at what they hold."""
+    with contextlib.ExitStack() as stack:
+        fleet = stack.enter_context(LabAgents.start(agents, cert_dir=cert_dir))
+        clients = [
+            stack.enter_context(ClientProcess(backend=backend, loop=loop, ports=fleet.ports, cert_dir=cert_dir))
+            for backend, loop in CLIENTS
+        ]
+        connected = [client.do("connect") for client in clients]
+        for client in clients:
+            client.do("calls", count=min(count, WARM_UP_CALLS))
+        many = [[client.do("calls", count=count) for client in clients] for _ in range(rounds)]
+        lone = [[client.do("lone", count=min(count, LONE_CALLS)) for client in clients] for _ in range(rounds)]
+        idle = [client.do("idle") for client in clients]
+    return [
+        Calls(
+            name=client.name,
+            cpu_s=tuple(each[index]["cpu_s"] for each in many),
+            wall_s=tuple(each[index]["wall_s"] for each in many),
+            lone_cpu_s=tuple(each[index]["cpu_s"] for each in lone),
+            lone_wall_s=tuple(each[index]["wall_s"] for each in lone),
+            rss_bytes=idle[index]["rss_bytes"],
+            connect_s=connected[index]["cpu_s"],
+            process_bytes=connected[index]["process_bytes"],
+        )
+        for index, client in enumerate(clients)
+    ]
 
-        factory = uvloop.new_event_loop
-    else:
-        factory = None
-    with asyncio.Runner(loop_factory=factory) as runner:
-        print(json.dumps(runner.run(_measure(settings))))
-    return 0
+
+def measure_streams(cert_dir: Path, devices: int, *, rounds: int) -> list[Stream]:
+    """Have a new process of each client read *devices*, round by round."""
+    found = []
+    with LabAgents.start(1, cert_dir=cert_dir, sync=[SYNC_AGENT], devices=devices) as fleet:
+        for _ in range(rounds):
+            for backend, loop in CLIENTS:
+                with ClientProcess(backend=backend, loop=loop, ports=fleet.ports, cert_dir=cert_dir) as client:
+                    # The code of a stream is resident after a small one, which leaves no memory of large chunks.
+                    fleet.change_results(SYNC_AGENT, devices=DEVICES_WARM_UP)
+                    client.do("stream")
+                    fleet.change_results(SYNC_AGENT, devices=devices)
+                    before_s = fleet.stats()["cpu_s"]
+                    figures = client.do("stream")
+                    agent_cpu_s = fleet.stats()["cpu_s"] - before_s
+                found.append(Stream(name=client.name, agent_cpu_s=agent_cpu_s, **figures))
+    return found
 
 
-async def _measure(settings: dict[str, Any]) -> dict[str, float]:
-    folder = Path(settings["cert_dir"])
-    block = SecurityConfig(
-        mode=SecurityMode.MTLS,
-        server_name=SERVER_NAME,
-        tls=TlsConfig(
-            cert_file=str(folder / "poller.pem"),
-            key_file=str(folder / "poller-key.pem"),
-            ca_file=str(folder / "root.pem"),
+def ratio(calls: Calls, reference: Calls) -> float:
+    """Return the CPU of a call against the reference's, the median over the rounds."""
+    return statistics.median(own / other for own, other in zip(calls.cpu_s, reference.cpu_s, strict=True))
+
+
+def peak_bytes_max(chunk_bytes: float, limits: Limits) -> float:
+    """
+    Return how much memory reading a stream may take at most.
+
+    The peer may send one window ahead of what was asked for; beside that stand the chunks that are being handed on,
+    a frame that has not come whole, and what one read took.
+    """
+    held = limits.stream_window_bytes + CHUNKS_HELD * chunk_bytes
+    held += limits.frame_bytes_max + READS_HELD * READ_BUFFER_BYTES
+    return ALLOCATOR_FACTOR * held
+
+
+def _calls_table(calls: Sequence[Calls], agents: int) -> Table:
+    return Table(
+        title=f"Calls over {agents:,} connections with mutual TLS, {CONCURRENCY} under way, medians",
+        columns=(
+            "client",
+            "CPU µs a call",
+            "of the first's",
+            "µs a call",
+            "a lone call: CPU µs",
+            "µs",
+            "KiB a connection",
+            "CPU µs to connect",
+            "process MiB",
+        ),
+        rows=tuple(
+            (
+                each.name,
+                number(1e6 * statistics.median(each.cpu_s)),
+                number(ratio(each, calls[0])),
+                number(1e6 * statistics.median(each.wall_s)),
+                number(1e6 * statistics.median(each.lone_cpu_s)),
+                number(1e6 * statistics.median(each.lone_wall_s)),
+                number(each.rss_bytes / 1024),
+                number(1e6 * each.connect_s),
+                number(each.process_bytes / MIB),
+            )
+            for each in calls
+        ),
+        notes="µs a call is the wall's share of one call; agents that answer on the same cores are in it.",
+    )
+
+
+def _streams_table(streams: Sequence[Stream]) -> Table:
+    size = statistics.median(each.size_bytes for each in streams)
+    by_name: dict[str, list[Stream]] = {}
+    for each in streams:
+        by_name.setdefault(each.name, []).append(each)
+    return Table(
+        title=f"A streamed result of {number(size / 1e6)} MB, medians",
+        columns=(
+            "client",
+            "MB/s",
+            "CPU ms a MB",
+            "agent's CPU ms a MB",
+            "chunks",
+            "peak MiB above base",
+            "largest peak",
+        ),
+        rows=tuple(
+            (
+                name,
+                number(_median(each.size_bytes / 1e6 / each.wall_s for each in found)),
+                number(_median(1e9 * each.cpu_s / each.size_bytes for each in found)),
+                number(_median(1e9 * each.agent_cpu_s / each.size_bytes for each in found)),
+                number(found[0].chunks),
+                number(_median(each.peak_bytes for each in found) / MIB),
+                number(max(each.peak_bytes for each in found) / MIB),
+            )
+            for name, found in by_name.items()
+        ),
+        notes="Nothing is decoded. The agent makes its result as it sends it.",
+    )
+
+
+def _median(values: Iterable[float]) -> float:
+    return statistics.median(values)
+
+
+def _calls_promises(calls: Sequence[Calls], agents: int) -> tuple[Promise, ...]:
+    native = [each for each in calls if each.name.startswith(NATIVE)]
+    return (
+        Promise(
+            text=f"CPU of a call over native against gRPC's library, {agents:,} connections, either loop",
+            limit=CPU_RATIO_MAX,
+            measured=max(ratio(each, calls[0]) for each in native),
+            unit="of its",
+        ),
+        Promise(
+            text="memory of an idle connection over native, either loop",
+            limit=CONNECTION_KIB_MAX,
+            measured=max(each.rss_bytes for each in native) / 1024,
+            unit="KiB",
         ),
     )
-    transport = new_transport(TransportBackend(settings["backend"]), clock=SystemClock(), resolver=SystemResolver())
-    channels: list[Channel] = [
-        (await transport.agent(f"127.0.0.1:{port}", block))._channel  # type: ignore[attr-defined]
-        for port in settings["ports"]
-    ]
-    check = CHECKS_DEFAULT[0]
-    request = codec.encode_status_request(
-        StatusRequest(
-            service_name=str(check["service_name"]),
-            service_type=str(check["service_type"]),
-            details=str(check["details"]),
-            agent_id="agent",
-            poller_id="benchmark",
-        )
+
+
+def _stream_promise(streams: Sequence[Stream]) -> Promise:
+    native = [each for each in streams if each.name.startswith(NATIVE)]
+    chunk_bytes = max(each.chunk_bytes_max for each in native)
+    return Promise(
+        text=f"peak memory of a stream of any size over native, chunks of {number(chunk_bytes / 1024)} KiB",
+        limit=peak_bytes_max(chunk_bytes, Limits()) / MIB,
+        measured=max(each.peak_bytes for each in native) / MIB,
+        unit="MiB",
     )
-    # What the process needs anyway, one connection included, is not a connection's cost.
-    await channels[0].unary(METHOD, request, TIMEOUT_S)
-    gc.collect()
-    own_pid = os.getpid()
-    before, began_s = rss_bytes(own_pid), time.process_time()
-    await _spread(iter(channels[1:]), request)
-    connect_s = time.process_time() - began_s
-    await _spread(iter(channels), request)
-    gc.collect()
-    rss = (rss_bytes(own_pid) - before) / (len(channels) - 1)
-    costs, walls = [], []
-    profile = None
-    if settings["profile"]:
-        import cProfile
-
-        profile = cProfile.Profile()
-        profile.enable()
-    for _ in range(ROUNDS):
-        count = settings["calls"] // ROUNDS
-        began_s, wall_s = time.process_time(), time.perf_counter()
-        await _spread((channels[index % len(channels)] for index in range(count)), request)
-        costs.append((time.process_time() - began_s) / count)
-        walls.append((time.perf_counter() - wall_s) / count)
-    if profile is not None:
-        profile.disable()
-        import pstats
-
-        pstats.Stats(profile, stream=sys.stderr).sort_stats("tottime").print_stats(35)
-    # One connection, one call at a time: what a lone call costs.
-    lone = []
-    for _ in range(ROUNDS):
-        began_s = time.process_time()
-        for _ in range(400):
-            await channels[0].unary(METHOD, request, TIMEOUT_S)
-        lone.append((time.process_time() - began_s) / 400)
-    found = {
-        "cpu_us": statistics.median(costs) * 1e6,
-        "wall_us": statistics.median(walls) * 1e6,
-        "lone_cpu_us": statistics.median(lone) * 1e6,
-        "rss_kib": rss / 1024,
-        "connect_cpu_us": connect_s / (len(channels) - 1) * 1e6,
-        "rss_after_kib": (rss_bytes(own_pid) - before) / 1024 / (len(channels) - 1),
-        "process_mib": before / 1024 / 1024,
-    }
-    for channel in channels:
-        await channel.close()
-    return {name: round(value, 1) for name, value in found.items()}
-
-
-async def _spread(channels: Iterator[Channel], request: bytes) -> None:
-    """Make a call on each, so many at a time."""
-
-    async def worker() -> None:
-        for channel in channels:
-            await channel.unary(METHOD, request, TIMEOUT_S)
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(CONCURRENCY):
-            group.create_task(worker())
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.calls", description="Compare the transport's backends.")
-    parser.add_argument("--agents", type=int, default=1000)
-    parser.add_argument("--calls", type=int, default=20_000)
-    parser.add_argument("--backends", default="grpcio,native")
-    parser.add_argument("--loop", choices=("asyncio", "uvloop"), default="asyncio")
-    parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--client", help=argparse.SUPPRESS)
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -25,6 +25,12 @@ def cpu_s(pid: int) -> float:
     return time.clock_gettime(~pid << 3 | 2)
 
 
+def main_thread_cpu_s(pid: int) -> float:
+    """Return the CPU seconds that the first thread of a process has used. [proc(5), schedstat]"""
+    with open(f"/proc/{pid}/task/{pid}/schedstat", encoding="ascii") as file:
+        return int(file.read().split()[0]) / 1e9
+
+
 def rss_bytes(pid: int) -> int:
     """Return the resident memory of a process."""
     with open(f"/proc/{pid}/statm", encoding="ascii") as file:

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
 
-from benchmarks.measure import Buckets, cpu_s, open_fds, parse_histograms, parse_plain, percentile, rss_bytes, threads
+from benchmarks.measure import (
+    Buckets,
+    cpu_s,
+    main_thread_cpu_s,
+    open_fds,
+    parse_histograms,
+    parse_plain,
+    percentile,
+    rss_bytes,
+    threads,
+)
 
 BOUNDS = (0.01, 0.1, 1.0)
 
@@ -58,6 +68,23 @@ def test_cpu_and_memory_are_those_of_the_process() -> None:
     measured_s = cpu_s(os.getpid())
     assert before_s <= measured_s <= time.process_time()
     assert 2**22 < rss_bytes(os.getpid()) < 2**36
+
+
+def test_the_first_threads_cpu_is_told_apart() -> None:
+    """What another thread uses is the process's and not the first thread's."""
+
+    def burn() -> None:
+        while time.thread_time() < 0.03:
+            pass
+
+    before_s, before_all_s = main_thread_cpu_s(os.getpid()), cpu_s(os.getpid())
+    thread = threading.Thread(target=burn)
+    thread.start()
+    thread.join()
+    burn()
+    own_s, all_s = main_thread_cpu_s(os.getpid()) - before_s, cpu_s(os.getpid()) - before_all_s
+    assert all_s > 0.03 and own_s < all_s - 0.02
+    assert main_thread_cpu_s(os.getpid()) > 0
 
 
 def test_descriptors_and_threads_are_counted_one_by_one() -> None:

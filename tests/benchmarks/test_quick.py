@@ -20,7 +20,19 @@ from serviceradar_poller.testing.process import eventually
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
 
 ROOT = Path(__file__).parents[2]
-SUITES = ("kernel", "overhead", "poller", "recovery", "isolation", "spool", "streams", "outage", "soak")
+SUITES = (
+    "kernel",
+    "overhead",
+    "calls",
+    "poller",
+    "profile",
+    "recovery",
+    "isolation",
+    "spool",
+    "streams",
+    "outage",
+    "soak",
+)
 #: Marks every process that a run starts, and those that they start.
 MARK = "BENCHMARK_TEST_RUN"
 
@@ -79,6 +91,30 @@ def test_the_poller_is_measured_beside_a_bare_client(runs: dict[str, tuple[str, 
     assert [cycle["calls"] for cycle in run["reference"]] == [200, 200]
     assert [cycle["failed"] for cycle in run["reference"]] == [0, 0]
     assert all(cycle["cpu_s"] > 0 and cycle["rss_bytes"] > 2**24 for cycle in run["reference"])
+
+
+def test_every_client_makes_calls_and_reads_a_stream(runs: dict[str, tuple[str, dict[str, Any]]]) -> None:
+    """Each backend on each loop has a figure for every round, and all read the same stream."""
+    run = runs["calls"][1]["suites"]["calls"]
+    names = ["grpcio", "native", "native, uvloop"]
+    assert [client["name"] for client in run["clients"]] == names
+    for client in run["clients"]:
+        assert all(len(client[name]) == 2 and min(client[name]) > 0 for name in ("cpu_s", "wall_s", "lone_cpu_s"))
+        assert client["rss_bytes"] > 0 and client["connect_s"] > 0
+    assert [stream["name"] for stream in run["streams"]] == names
+    assert {stream["chunks"] for stream in run["streams"]} == {3.0}
+    assert len({stream["size_bytes"] for stream in run["streams"]}) == 1
+    assert all(stream["cpu_s"] > 0 and stream["peak_bytes"] > 0 for stream in run["streams"])
+
+
+def test_a_profile_has_samples_of_the_cycles_in_which_it_was_on(runs: dict[str, tuple[str, dict[str, Any]]]) -> None:
+    """What the samples stand for is the CPU that the main thread used in those cycles, but for their edges."""
+    run = runs["profile"][1]["suites"]["profile"]
+    assert [cycle["sampled"] for cycle in run["cycles"]] == [True, True, False]
+    assert all(0 < cycle["main_cpu_s"] <= cycle["cpu_s"] for cycle in run["cycles"])
+    first, second, third = (cycle["main_cpu_s"] for cycle in run["cycles"])
+    assert run["samples"] > 0
+    assert 0.5 * (first + second) < sum(run["parts_s"].values()) < first + second + third
 
 
 def test_every_outage_was_seen_in_core_before_it_ended(runs: dict[str, tuple[str, dict[str, Any]]]) -> None:

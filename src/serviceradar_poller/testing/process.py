@@ -40,6 +40,8 @@ SAMPLE_S = 0.02
 SAMPLES_MAX = 50_000
 #: No other agent's check may be later than this.
 LATENESS_S_MAX = 0.1
+#: What Python is given to run the poller.
+PROGRAM = ("-m", "serviceradar_poller")
 #: Of each output, when a test fails.
 TAIL_BYTES = 4_000
 
@@ -118,8 +120,9 @@ class PollerProcess:
         http_port: int,
         environment: Mapping[str, str] | None = None,
         flag: str = "--config",
+        program: Sequence[str] = PROGRAM,
     ) -> None:
-        """Start it; `ready` waits until it polls."""
+        """Start it; `ready` waits until it polls. *program*: what Python is given before the flag."""
         self.config_file = config_file
         self.url = f"http://127.0.0.1:{http_port}"
         self._log = config_file.with_suffix(".log")
@@ -129,7 +132,7 @@ class PollerProcess:
         self.wall_s = _CLOCK.wall()
         with self._log.open("wb") as log, self._errors.open("wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "serviceradar_poller", flag, str(config_file)],
+                [sys.executable, *program, flag, str(config_file)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=errors,

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from serviceradar_poller.lab.client import LabAgents, LabCore
 from serviceradar_poller.lab.config import CHECKS_DEFAULT, make_config
 from serviceradar_poller.lab.ports import free_port
-from serviceradar_poller.testing.process import PATIENCE_S, PollerProcess, eventually
+from serviceradar_poller.testing.process import PATIENCE_S, PROGRAM, PollerProcess, eventually
 
 POLLER_ID = "e2e-poller"
 PARTITION = "site-a"
@@ -122,9 +122,10 @@ def make_site(
     level: str = "debug",
     control: bool = False,
     ready: bool = True,
+    program: Sequence[str] = PROGRAM,
     **lab: Any,
 ) -> Site:
-    """Start agents, core and poller, all of which end with *stack*; for the arguments see MakeSite."""
+    """Start agents, core and poller, all of which end with *stack*; for the arguments see MakeSite, PollerProcess."""
     with ThreadPoolExecutor(1) as pool:  # both at once: a site costs half as much
         starting = pool.submit(LabCore.start, cert_dir=cert_dir)
         stack.callback(lambda: starting.result().stop())
@@ -157,7 +158,7 @@ def make_site(
     )
     change(written)
     file = write_config(directory, written)
-    poller = stack.enter_context(PollerProcess(file, http_port=http_port))
+    poller = stack.enter_context(PollerProcess(file, http_port=http_port, program=program))
     site = Site(agents=fleet, core=core, directory=directory, poller=poller)
     if ready:
         poller.ready()

@@ -266,6 +266,28 @@ def test_the_connections_credit_comes_in_halves() -> None:
     assert session._receive_window >= LIMITS.connection_window_bytes // 2
 
 
+@pytest.mark.parametrize("size", [1, 2, 1023, 1024, 5000])
+def test_a_message_in_pieces_keeps_hardly_more_than_its_bytes(size: int) -> None:
+    """However small the frames that a message comes in, what is kept of it is less than a third larger; it is whole."""
+    message = bytes(range(256)) * (60 * KIB // 256)
+    wire = datas(1, prefixed(message), size)
+    session = warm(Limits())
+    call = session.open(REQUEST, timeout_s=1, message=b"m")
+    session.receive(headers(1))
+    last = 9 + (len(message) + 5) % size or 9 + size  # the last frame
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for begin in range(0, len(wire) - last, 16 * KIB):
+            session.receive(wire[begin : min(begin + 16 * KIB, len(wire) - last)])
+        traced_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert call.buffered_bytes > len(message) - size and traced_bytes < 4 / 3 * len(message)
+    assert session.receive(wire[-last:]) == [call]
+    assert call.take() == message and call.buffered_bytes == 0
+
+
 def test_an_idle_session_is_small() -> None:
     """A thousand warm, idle sessions take less than a kilobyte each."""
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from serviceradar_poller.transport.http2.session import Session
 
 _PREFIX_BYTES = 5
+#: Smaller pieces of a message are gathered: an object for each would cost more than what is in it.
+_PIECE_BYTES_MIN = 1024
 
 
 class Call:
@@ -34,12 +36,13 @@ class Call:
     __slots__ = (
         "_arrived",
         "_block",
-        "_buffer",
         "_ending",
+        "_have",
         "_held",
         "_messages",
         "_need",
         "_owed",
+        "_parts",
         "_pending",
         "_receive_window",
         "_send_window",
@@ -72,7 +75,8 @@ class Call:
         self._arrived = 0
         self._taken = 0
         self._messages: deque[bytes] | None = None
-        self._buffer: bytearray | None = None  # the message under way, with its prefix
+        self._parts: list[bytes | bytearray] | None = None  # the message under way; its prefix while that is incomplete
+        self._have = 0  # how much of it has arrived, with its prefix
         self._need = 0  # its size with prefix; the prefix' own while that is incomplete
         self._receive_window = receive_window  # what the peer may send
         self._owed = 0  # received and wanted: credit to give
@@ -96,7 +100,7 @@ class Call:
     def buffered_bytes(self) -> int:
         """What this call keeps: messages not taken, the one under way, and the request's unsent bytes."""
         ready = sum(map(len, self._messages)) if self._messages else 0
-        return ready + (len(self._buffer) if self._buffer else 0) + self.pending_bytes
+        return ready + self._have + self.pending_bytes
 
     def take(self) -> bytes | None:
         """Return the next whole message, None when there is none now; counts as asked for."""
@@ -166,9 +170,9 @@ class Call:
             BrokenCallError: It is not what gRPC allows.
         """
         while begin < end:
-            buffer = self._buffer
             size = end - begin
-            if buffer is None:
+            parts = self._parts
+            if parts is None:
                 if self._arrived and not self.streaming:
                     raise BrokenCallError(
                         GrpcCode.UNIMPLEMENTED,
@@ -176,7 +180,9 @@ class Call:
                         http2_code=ErrorCode.CANCEL,
                     )
                 self._need = _PREFIX_BYTES
-                if size >= _PREFIX_BYTES:
+                if size < _PREFIX_BYTES:
+                    self._parts = [bytearray(memoryview(data)[begin:end])]
+                else:
                     self._need += _length(data, begin, message_bytes_max)
                     if size >= self._need:
                         stop = begin + self._need
@@ -184,18 +190,30 @@ class Call:
                         self._arrive(data[begin + _PREFIX_BYTES : stop])
                         begin = stop
                         continue
-                self._buffer = bytearray(memoryview(data)[begin:end])
+                    self._parts = [data[begin + _PREFIX_BYTES : end]]
+                self._have = size
                 self._account(size)
                 return
-            size = min(size, self._need - len(buffer))
-            buffer += memoryview(data)[begin : begin + size]
+            size = min(size, self._need - self._have)
+            if size >= _PIECE_BYTES_MIN:
+                parts.append(data[begin : begin + size])
+            else:
+                last = parts[-1]
+                if type(last) is not bytearray or len(last) >= _PIECE_BYTES_MIN:
+                    last = bytearray()
+                    parts.append(last)
+                last += memoryview(data)[begin : begin + size]
             begin += size
+            self._have += size
             self._account(size)
-            if len(buffer) == _PREFIX_BYTES:
-                self._need += _length(buffer, 0, message_bytes_max)
-            if len(buffer) == self._need:
-                self._buffer = None
-                self._arrive(bytes(memoryview(buffer)[_PREFIX_BYTES:]))
+            if self._have == _PREFIX_BYTES:
+                # No message is under way with its prefix alone, so that was what was incomplete.
+                self._need += _length(parts[0], 0, message_bytes_max)
+                parts[:] = [bytearray()]
+            if self._have == self._need:
+                self._parts = None
+                self._have = 0
+                self._arrive(b"".join(parts))
 
     def _account(self, size: int) -> None:
         if self._arrived < self._wanted:
@@ -214,7 +232,7 @@ class Call:
         """Return what the peer's own status comes to, given what it has sent."""
         if outcome.code != GrpcCode.OK.value:
             return outcome
-        if self._buffer is not None:
+        if self._parts is not None:
             fault = BrokenCallError(GrpcCode.INTERNAL, "the answer ended within a message")
         elif not self.streaming and not self._arrived:
             fault = BrokenCallError(GrpcCode.UNIMPLEMENTED, "no message in the answer to a unary call")
@@ -228,7 +246,8 @@ class Call:
         assert self.outcome is None, "a call ends once"
         self.outcome = outcome
         self._session = None
-        self._buffer = None
+        self._parts = None
+        self._have = 0
         self._pending = None
 
 

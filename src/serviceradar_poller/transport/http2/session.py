@@ -230,16 +230,10 @@ class Session:
         return touched
 
     def _parse(self, data: bytes) -> None:
-        buffer = self._in
-        if buffer is not None:
-            buffer += data
-            if len(buffer) < self._need:
-                return
-            self._in = None
-            data = bytes(buffer)
+        position = 0 if self._in is None else self._complete(data)
         frame_max = self.limits.frame_bytes_max
         handlers = inbound.HANDLERS
-        position, size = 0, len(data)
+        size = len(data)
         need = frames.FRAME_HEADER_BYTES
         while size - position >= frames.FRAME_HEADER_BYTES:
             high, low, kind, flags, stream_id = frames.unpack_header(data, position)
@@ -261,6 +255,19 @@ class Session:
         if position < size:
             self._in = bytearray(memoryview(data)[position:])
             self._need = need
+
+    def _complete(self, data: bytes) -> int:
+        """Put the frame that was begun together and apply it; return where in *data* the next one begins."""
+        position, size = 0, len(data)
+        # What follows the frame is not copied for it. Twice at most: for the frame's header, then for the rest.
+        while (buffer := self._in) is not None and position < size:
+            lacking = self._need - len(buffer)
+            buffer += memoryview(data)[position : position + lacking]
+            position += lacking
+            if position <= size:
+                self._in = None
+                self._parse(bytes(buffer))
+        return min(position, size)
 
     def _eof_detail(self) -> str:
         if self.ready:
@@ -326,7 +333,7 @@ class Session:
         owed = call._owed
         if owed * 4 < self.limits.stream_window_bytes:
             return
-        if not call.streaming and call._buffer is not None and call._need - len(call._buffer) <= call._receive_window:
+        if not call.streaming and call._have and call._need - call._have <= call._receive_window:
             return  # the rest of the only message fits already
         call._owed = 0
         call._receive_window += owed

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 from serviceradar_poller.errors import CallError
 from serviceradar_poller.transport import failures
@@ -211,7 +211,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin TLS, or greet at once."""
-        assert isinstance(transport, asyncio.Transport)
+        # Not an instance: loops other than asyncio's own have transports of their own kind.
+        transport = cast("asyncio.Transport", transport)
         self._transport = transport
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_MAX)
         if self.closing:
