@@ -20,7 +20,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Sequence
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from serviceradar_poller.config.model import TlsConfig
 from serviceradar_poller.errors import CallError
@@ -136,10 +136,9 @@ class _Talk(asyncio.SubprocessProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the request; it is buffered until the child takes it."""
-        assert isinstance(transport, asyncio.SubprocessTransport)
-        self._transport = transport
-        stdin = transport.get_pipe_transport(0)
-        assert isinstance(stdin, asyncio.WriteTransport)
+        # Casts: uvloop's transports don't derive from asyncio's.
+        self._transport = cast("asyncio.SubprocessTransport", transport)
+        stdin = cast("asyncio.WriteTransport", self._transport.get_pipe_transport(0))
         stdin.write(self._request)
         stdin.write_eof()
 

@@ -45,7 +45,7 @@ def run(
     async def main() -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, uvloop.Loop)
-        client = NativeTransport(clock=SystemClock(), resolver=SystemResolver()).agent(address, security)
+        client = await NativeTransport(clock=SystemClock(), resolver=SystemResolver()).agent(address, security)
         try:
             await program(client)
         finally:
