@@ -13,7 +13,8 @@ from collections.abc import AsyncIterable
 from serviceradar_poller.app import run as program
 from serviceradar_poller.config.loading import load
 from serviceradar_poller.config.model import SecurityConfig
-from serviceradar_poller.env import ResultsStream
+from serviceradar_poller.env import ResultsStream, SystemClock
+from serviceradar_poller.transport.credentials import CredentialsCache
 from serviceradar_poller.wire.messages import (
     PollerStatusResponse,
     ResultsRequest,
@@ -79,10 +80,11 @@ class InstantClient:
 
 
 class InstantTransport:
-    """Makes clients that answer at once; implements env.Transport."""
+    """Makes clients that answer at once; implements backend.Backend."""
 
     def __init__(self) -> None:
         self._client = InstantClient()
+        self.credentials = CredentialsCache(SystemClock())
 
     async def agent(self, address: str, security: SecurityConfig | None, *, fresh: bool = False) -> InstantClient:
         """Return a client."""
