@@ -107,6 +107,23 @@ def test_unknown_frames_are_ignored() -> None:
     asyncio.run(main())
 
 
+def test_unknown_settings_are_not_kept() -> None:
+    """Settings that nobody has defined are ignored, however many a client has."""
+
+    async def main() -> None:
+        async with running() as (server, refusals), stranger(server) as (reader, writer):
+            writer.write(HELLO)
+            for first in range(0x100, 0x4000, 2000):
+                writer.write(settings(*((number, 1) for number in range(first, first + 2000))))
+            writer.write(request(1) + body(1))
+            assert (await answer(reader, 1))[0] == SERVING
+            (held,) = server._listener._connections
+            assert len(held._http.remote_settings) < 10
+            assert refusals.total == 0
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("call", "status", "refused"),
     [
@@ -173,6 +190,7 @@ FLOODS = {
     "ping": lambda n: frame(PING, 0, 0, bytes(8)),
     "ping answers": lambda n: frame(PING, ACK, 0, bytes(8)),
     "settings": lambda n: settings((3, n + 1)),
+    "many settings": lambda n: settings(*((number, n) for number in range(1000, 3000))) if n < 50 else b"",
     "settings acks": lambda n: SETTINGS_ACK if n == 0 else settings(),
     "credit": lambda n: frame(WINDOW_UPDATE, 0, 0, b"\0\0\0\1"),
     "priority": lambda n: frame(PRIORITY, 0, 2 * n + 1, bytes(4) + b"\1"),

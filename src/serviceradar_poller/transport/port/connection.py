@@ -34,6 +34,7 @@ LINGER_S: Final = 1.0
 #: grpclib's own settings are for its way of starting a connection; ours is below.
 _CONFIG: Final = Configuration().__for_server__()
 _H2_CONFIG: Final = H2Configuration(client_side=False, header_encoding=None)
+_KNOWN_SETTINGS: Final = frozenset(SettingCodes)
 
 
 class Port(calls.Desk, Protocol):
@@ -190,13 +191,13 @@ class GuardedConnection(H2Protocol):
 
     def _work_off(self, piece: bytes) -> None:
         assert self._transport is not None, "bytes come after the connection"
-        frames = self._meter.feed(piece)
-        self._bucket, wait_s = take(self._bucket, self._rate, self._loop.time(), frames)
-        if wait_s > 0 or self._meter.continuations > self._limits.continuations_max:
-            self.evict(Refusal.FLOOD, ErrorCodes.ENHANCE_YOUR_CALM)
-            return
+        cost = self._meter.feed(piece)
+        self._bucket, wait_s = take(self._bucket, self._rate, self._loop.time(), cost)
         if self._meter.largest > self._limits.frame_bytes_max:
             self.evict(Refusal.PROTOCOL, ErrorCodes.FRAME_SIZE_ERROR)
+            return
+        if wait_s > 0 or self._meter.continuations > self._limits.continuations_max:
+            self.evict(Refusal.FLOOD, ErrorCodes.ENHANCE_YOUR_CALM)
             return
         for event in self.connection.feed(piece):
             self.processor.process(event)
@@ -268,10 +269,19 @@ class _Http2(H2Connection):
     MAX_CLOSED_STREAMS = CLOSED_STREAMS_MAX
 
     def limit(self, *, streams: int, header_bytes: int) -> None:
-        """Replace the settings that initiate_connection() sends."""
+        """Replace the settings that initiate_connection() sends, and what keeps those of the client."""
+        self.remote_settings = _KnownSettings(client=True)
         values = {SettingCodes.MAX_CONCURRENT_STREAMS: streams, SettingCodes.MAX_HEADER_LIST_SIZE: header_bytes}
         self.local_settings = Settings(client=False, initial_values=values)
         self.decoder.max_header_list_size = header_bytes
+
+
+class _KnownSettings(Settings):
+    """What the client says of itself. The unknown is ignored [RFC 9113, 6.5.2]; h2 keeps 800 bytes for each."""
+
+    def __setitem__(self, key: SettingCodes | int, value: int) -> None:
+        if key in _KNOWN_SETTINGS:
+            super().__setitem__(key, value)
 
 
 class _Events(EventsProcessor):
