@@ -58,10 +58,105 @@ def test_connections_are_bounded() -> None:
             assert await until_closed(refused) is None
             assert refusals.by_reason == {Refusal.CONNECTIONS: 1}
             writer.write(frame(RST_STREAM, 0, 1, b"\0\0\0\x08"))
-            await eventually(lambda: any(each.idle_since is not None for each in server._listener._connections))
+            await eventually(lambda: any(not each.has_calls for each in server._listener._connections))
             await works(server)
             assert refusals.by_reason[Refusal.EVICTED] == 1
             assert await until_closed(reader) == 0
+
+    asyncio.run(main())
+
+
+def test_a_long_call_makes_way() -> None:
+    """Who holds calls open for long makes way where all places are taken, but not before who has none."""
+
+    async def main() -> None:
+        limits = PortLimits(connections_max=2, evict_idle_s=0.0, evict_busy_s=0.05)
+        async with running(limits) as (server, refusals), contextlib.AsyncExitStack() as stack:
+            watching, writer = await stack.enter_async_context(stranger(server))
+            writer.write(HELLO + request(1, WATCH) + body(1))
+            await answered(watching)
+            idle, writer = await stack.enter_async_context(stranger(server))
+            writer.write(HELLO)
+            await eventually(lambda: all(each.may_go() for each in server._listener._connections))
+            reader, writer = await stack.enter_async_context(stranger(server))
+            writer.write(HELLO + request(1, WATCH) + body(1))
+            await answered(reader)
+            assert await until_closed(idle) == 0
+            await eventually(lambda: all(each.may_go() for each in server._listener._connections))
+            await works(server)
+            assert await until_closed(watching) == 0
+            assert refusals.by_reason == {Refusal.EVICTED: 2}
+
+    asyncio.run(main())
+
+
+def test_a_handshake_makes_way(block: Callable[..., SecurityConfig], pki: Path) -> None:
+    """Strangers that connect and say nothing keep out nobody who has a certificate."""
+
+    async def main() -> None:
+        limits = PortLimits(connections_max=2, evict_idle_s=0.05, handshake_s=60.0)
+        async with running(limits, block()) as (server, refusals), contextlib.AsyncExitStack() as stack:
+            silent = [await stack.enter_async_context(stranger(server)) for _ in range(2)]
+            await eventually(lambda: sum(each.may_go() for each in server._listener._connections) == 2)
+            context = ssl.create_default_context(cafile=str(pki / "root.pem"))
+            context.check_hostname = False
+            context.load_cert_chain(pki / "agent.pem", pki / "agent-key.pem")
+            context.set_alpn_protocols(["h2"])
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=context)
+            writer.write(HELLO + request(1) + body(1))
+            assert decoded((await answer(reader, 1))[1]) == {b"grpc-status": b"0"}
+            writer.transport.abort()
+            assert await until_closed(silent[0][0]) is None
+            assert refusals.by_reason == {Refusal.EVICTED: 1}
+
+    asyncio.run(main())
+
+
+def test_a_flood_of_connections() -> None:
+    """Between two connections everything else gets its turn, and they are let in at a rate."""
+
+    async def main() -> None:
+        limits = PortLimits(connections_max=1, evict_idle_s=60.0)
+        async with running(limits) as (server, refusals), contextlib.AsyncExitStack() as stack:
+            for _ in range(100):
+                client = stack.enter_context(socket.socket())
+                client.setblocking(False)  # noqa: FBT003 - the socket module's signature
+                with contextlib.suppress(BlockingIOError):
+                    client.connect(("127.0.0.1", server.port))
+            seen = 0
+            while seen < 100:
+                await asyncio.sleep(0)
+                assert server.connections + refusals.total - seen <= 1
+                seen = server.connections + refusals.total
+        loop = asyncio.get_running_loop()
+        async with (
+            running(PortLimits(accepts_burst=1, accepts_per_s=20.0)) as (server, _),
+            contextlib.AsyncExitStack() as s,
+        ):
+            begun_at = loop.time()
+            for _ in range(5):
+                await s.enter_async_context(stranger(server))
+            await eventually(lambda: server.connections == 5)
+            assert loop.time() - begun_at >= 0.14
+
+    asyncio.run(main())
+
+
+def test_a_stop_in_the_middle_of_an_accept(block: Callable[..., SecurityConfig]) -> None:
+    """A connection that has been accepted, and no more than that, ends with its listener."""
+
+    async def main() -> None:
+        for security in (None, block()):
+            for turns in range(6):
+                async with running(security=security) as (server, _), stranger(server) as (reader, _):
+                    async with asyncio.timeout(5.0):
+                        while not server.connections:  # noqa: ASYNC110 - the very moment is meant
+                            await asyncio.sleep(0)
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                    await server.stop(0.0)
+                    assert server.connections == 0
+                    await until_closed(reader)
 
     asyncio.run(main())
 
@@ -89,7 +184,7 @@ def test_requests_ahead_of_their_reader() -> None:
     """A call that is sent more than its reader takes is refused, and what was sent is not kept."""
 
     async def main() -> None:
-        limits = PortLimits(request_bytes_max=1000)
+        limits = PortLimits(request_bytes_max=1000, frames_burst=1000)
         async with running(limits) as (server, refusals), stranger(server) as (reader, writer):
             writer.write(HELLO + request(1, WATCH) + body(1, end=False))
             await answered(reader)

@@ -220,6 +220,29 @@ def test_floods(kind: str) -> None:
     asyncio.run(main())
 
 
+def test_a_frame_full_of_requests() -> None:
+    """Tiny requests count as frames, however many come in one, and everything else has its turn between two answers."""
+
+    async def main() -> None:
+        reflect = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+        ask = prefixed(b"\x3a\0")
+        async with running() as (server, refusals), stranger(server) as (reader, writer):
+            credit = settings((4, 2**31 - 1)) + frame(WINDOW_UPDATE, 0, 0, (2**30).to_bytes(4, "big"))
+            writer.write(PREFACE + credit + request(1, reflect) + body(1, ask, end=False))
+            await answered(reader)
+            (held,) = server._listener._connections
+            sent = held.connection.data_sent
+            writer.write(body(1, ask * 1000, end=False))
+            while not refusals.total:
+                await asyncio.sleep(0)
+                assert held.connection.data_sent - sent <= 1000  # one answer
+                sent = held.connection.data_sent
+            assert await until_closed(reader) == ENHANCE_YOUR_CALM
+            assert refusals.by_reason == {Refusal.FLOOD: 1}
+
+    asyncio.run(main())
+
+
 def test_rapid_reset_forgets_its_calls() -> None:
     """A call that is reset in the same read in which it came leaves nothing on its connection, however many do."""
 
@@ -248,7 +271,7 @@ def test_a_full_read_gives_others_their_turn(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(connection_module.GuardedConnection, "_work_off", noted)
 
     async def main() -> None:
-        limits = PortLimits(slice_bytes=64)
+        limits = PortLimits(slice_bytes=64, frames_burst=1000)
         async with running(limits) as (server, _), stranger(server) as (reader, writer):
             writer.write(HELLO + frame(PING, 0, 0, bytes(8)) * 200 + request(1) + body(1))
             assert (await answer(reader, 1))[0] == SERVING

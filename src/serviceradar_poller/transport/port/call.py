@@ -65,11 +65,23 @@ class Call:
     The connection feeds it; nothing here is told to the client before the method sends or ends.
     """
 
-    __slots__ = ("_arrived", "_ended", "_inbox", "_limits", "_overflow", "_stream", "_time", "_timeout_at", "begun")
+    __slots__ = (
+        "_arrived",
+        "_charge",
+        "_ended",
+        "_inbox",
+        "_limits",
+        "_overflow",
+        "_stream",
+        "_time",
+        "_timeout_at",
+        "begun",
+    )
 
-    def __init__(self, stream: Stream, limits: PortLimits) -> None:
+    def __init__(self, stream: Stream, limits: PortLimits, charge: Callable[[float], bool]) -> None:
         self._stream = stream
         self._limits = limits
+        self._charge = charge
         self._inbox = bytearray()
         self._arrived = asyncio.Event()
         self._ended = False
@@ -112,6 +124,9 @@ class Call:
         if size > self._limits.request_bytes_max:
             raise self._too_large()
         await self._has(_PREFIX_BYTES + size)
+        # Thousands fit into what may be sent ahead, and nothing else here waits while the client reads.
+        self._charge(1.0)
+        await asyncio.sleep(0)
         body = bytes(self._inbox[_PREFIX_BYTES : _PREFIX_BYTES + size])
         del self._inbox[: _PREFIX_BYTES + size]
         try:

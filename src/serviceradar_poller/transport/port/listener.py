@@ -11,6 +11,7 @@ from typing import Final
 
 from grpclib.const import Status
 
+from serviceradar_poller.logic.bucket import BucketSettings, new_bucket, take
 from serviceradar_poller.transport.port.call import CallRefusedError, Method
 from serviceradar_poller.transport.port.connection import GuardedConnection
 from serviceradar_poller.transport.port.limits import PortLimits, Refusal, Refusals
@@ -118,7 +119,9 @@ class Listener:
         self._stopping = False
         self._changed = asyncio.Event()
         self._connections: set[GuardedConnection] = set()
-        self._admissions: set[asyncio.Task[None]] = set()
+        self._admissions: dict[GuardedConnection, asyncio.Task[None]] = {}
+        self._rate = BucketSettings(rate_per_s=limits.accepts_per_s, burst=limits.accepts_burst)
+        self._bucket = new_bucket(self._rate, self._loop.time())
         self._accepting = [self._loop.create_task(self._accept(each)) for each in self._sockets]
         self.port: int = self._sockets[0].getsockname()[1]
 
@@ -130,7 +133,9 @@ class Listener:
     async def stop(self, grace_s: float) -> None:
         """Free the port, refuse new calls, give those under way *grace_s* seconds, then end everything."""
         self._stopping = True
-        await self._end_tasks([*self._accepting, *self._admissions])
+        await self._end_tasks(self._accepting)
+        # All of them have begun meanwhile: a task that has not would leave its socket open.
+        await self._end_tasks([*self._admissions.values()])
         for each in self._sockets:
             each.close()
         await self._until(lambda: not any(each.tasks for each in self._connections), grace_s)
@@ -188,31 +193,42 @@ class Listener:
                 self._refusals.count(Refusal.CONNECTIONS)
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
-            if len(self._connections) >= self.limits.connections_max and not self._make_room():
-                self._refusals.count(Refusal.CONNECTIONS)
-                client.close()
-                continue
-            try:
-                _watch_over(client)
-            except OSError:
-                client.close()  # it is gone already
-                continue
-            connection = GuardedConnection(self)
-            self._connections.add(connection)
-            task = self._loop.create_task(self._admit(client, connection))
-            self._admissions.add(task)
-            task.add_done_callback(self._admissions.discard)
+            # sock_accept() does not wait while the kernel has connections: a flood of them would be all that runs.
+            await asyncio.sleep(self._let_in(client))
+
+    def _let_in(self, client: socket.socket) -> float:
+        """Begin a connection, or close it; returns for how many seconds no other may be let in."""
+        if len(self._connections) >= self.limits.connections_max and not self._make_room():
+            self._refusals.count(Refusal.CONNECTIONS)
+            client.close()
+            return 0.0
+        try:
+            _watch_over(client)
+        except OSError:
+            client.close()  # it is gone already
+            return 0.0
+        connection = GuardedConnection(self)
+        self._connections.add(connection)
+        task = self._loop.create_task(self._admit(client, connection))
+        self._admissions[connection] = task
+        task.add_done_callback(lambda _: self._admissions.pop(connection))
+        self._bucket, wait_s = take(self._bucket, self._rate, self._loop.time())
+        return wait_s
 
     def _make_room(self) -> bool:
-        """End the connection that has been idle for longest; False when there is none."""
-        latest = self._loop.time() - self.limits.evict_idle_s
-        idle = [(each.idle_since, id(each), each) for each in self._connections if each.idle_since is not None]
-        if not idle or (oldest := min(idle))[0] > latest:
+        """End a connection that has had its time, one without calls where there is one; False when there is none."""
+        going = [each for each in self._connections if each.may_go()]
+        if not going:
             return False
+        oldest = min(going, key=lambda each: (each.has_calls, each.since))
         self._refusals.count(Refusal.EVICTED)
-        oldest[2].say_goodbye()
+        handshake = self._admissions.get(oldest)
+        if handshake is not None:
+            handshake.cancel()
+        else:
+            oldest.say_goodbye()
         # It may take its time to go; its place is given away now.
-        self._connections.discard(oldest[2])
+        self._connections.discard(oldest)
         return True
 
     async def _admit(self, client: socket.socket, connection: GuardedConnection) -> None:
@@ -232,6 +248,7 @@ class Listener:
             self._connections.discard(connection)
             self.fault(error, "a handshake at the gRPC port")
         except asyncio.CancelledError:
+            connection.cut(None)  # asyncio may go on with TLS all the same, where that has not begun
             self._connections.discard(connection)
             raise
 
