@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import socket
 import ssl
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from serviceradar_poller.testing.strangers import (
 )
 from serviceradar_poller.transport.http2.frames import (
     GOAWAY,
+    PING,
     PREFACE,
     RST_STREAM,
     WINDOW_UPDATE,
@@ -41,6 +44,15 @@ from serviceradar_poller.transport.port import connection as connection_module
 from serviceradar_poller.transport.port import listener as listener_module
 from serviceradar_poller.transport.port.limits import PortLimits, Refusal
 from serviceradar_poller.transport.server import ListenError, start
+
+
+def trusted(pki: Path) -> ssl.SSLContext:
+    """Return what a client with a certificate of the right CA connects with."""
+    context = ssl.create_default_context(cafile=str(pki / "root.pem"))
+    context.check_hostname = False
+    context.load_cert_chain(pki / "agent.pem", pki / "agent-key.pem")
+    context.set_alpn_protocols(["h2"])
+    return context
 
 
 def test_connections_are_bounded() -> None:
@@ -98,11 +110,7 @@ def test_a_handshake_makes_way(block: Callable[..., SecurityConfig], pki: Path) 
         async with running(limits, block()) as (server, refusals), contextlib.AsyncExitStack() as stack:
             silent = [await stack.enter_async_context(stranger(server)) for _ in range(2)]
             await eventually(lambda: sum(each.may_go() for each in server._listener._connections) == 2)
-            context = ssl.create_default_context(cafile=str(pki / "root.pem"))
-            context.check_hostname = False
-            context.load_cert_chain(pki / "agent.pem", pki / "agent-key.pem")
-            context.set_alpn_protocols(["h2"])
-            reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=context)
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=trusted(pki))
             writer.write(HELLO + request(1) + body(1))
             assert decoded((await answer(reader, 1))[1]) == {b"grpc-status": b"0"}
             writer.transport.abort()
@@ -294,6 +302,38 @@ def test_tls(block: Callable[..., SecurityConfig], pki: Path) -> None:
                 assert server.connections <= 1
                 await until_closed(reader)
             await eventually(lambda: refusals.by_reason[Refusal.TLS] == 7 and server.connections == 0)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("abrupt", [False, True])
+def test_a_tls_client_that_dies(
+    block: Callable[..., SecurityConfig], pki: Path, abrupt: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that ends without TLS's goodbye, with calls under way and much unread, leaves no line in the log."""
+    monkeypatch.setattr(connection_module, "LINGER_S", 0.05)
+
+    async def main() -> None:
+        limits = PortLimits(frames_burst=10_000, slice_bytes=256)
+        async with running(limits, block()) as (server, refusals):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=trusted(pki))
+            writer.write(HELLO + b"".join(request(n, WATCH) + body(n) for n in range(1, 60, 2)))
+            await answered(reader)
+            for _ in range(4):
+                writer.write(frame(PING, 0, 0, bytes(8)) * 800)
+            if abrupt:
+                linger = struct.pack("ii", 1, 0)
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                writer.transport.abort()
+            else:
+                with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as same:
+                    same.shutdown(socket.SHUT_WR)
+            for turn in range(4):
+                server.set_serving(turn % 2 == 1)
+                await asyncio.sleep(0)
+            await eventually(lambda: server.connections == 0)
+            writer.transport.abort()
+            assert refusals.total == 0
 
     asyncio.run(main())
 

@@ -266,18 +266,26 @@ class _Wire:
     What grpclib needs of a transport.
 
     asyncio writes a warning to the log for each write to a socket that the client has just reset, and many calls may
-    write before they are told.
+    write before they are told. Under TLS its transport does not even say that it is closing: neither when the socket
+    below it is gone, nor from a client's end without TLS's own goodbye until what came before it is worked off.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
+        self._tls = getattr(transport, "_ssl_protocol", None)
         self.close = transport.close
-        self.is_closing = transport.is_closing
         self.get_extra_info = transport.get_extra_info
+
+    def is_closing(self) -> bool:
+        """Return whether nothing that is written goes out."""
+        if self._transport.is_closing():
+            return True
+        # Counted for each write that is refused; the first one is not told.
+        return self._tls is not None and (self._tls._conn_lost > 0 or self._tls._transport.is_closing())
 
     def write(self, data: bytes) -> None:
         """Send, if there is still somebody."""
-        if not self._transport.is_closing():
+        if not self.is_closing():
             self._transport.write(data)
 
 
