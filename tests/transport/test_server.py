@@ -72,7 +72,7 @@ def test_health() -> None:
 
 
 def test_watch() -> None:
-    """A watcher gets the state and then each change; an unknown name is told as SERVICE_UNKNOWN."""
+    """A watcher gets the state and each change, the one of a stop too; an unknown name is told as SERVICE_UNKNOWN."""
 
     async def main() -> None:
         async with running() as server, grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -82,7 +82,9 @@ def test_watch() -> None:
                 server.set_serving(serving)
                 assert (await call.read()).status == state
             assert (await watch(channel, "Other").read()).status == STATES.SERVICE_UNKNOWN
+            server.set_serving(False)
             await server.stop(5.0)
+            assert (await call.read()).status == STATES.NOT_SERVING
             assert await call.read() is grpc.aio.EOF
 
     asyncio.run(main())

@@ -62,6 +62,10 @@ class PollerServer:
         """Tell probes whether the poller works; those that watch are told at once."""
         self._health.set_serving(serving)
 
+    def renew(self, context: ssl.SSLContext | None) -> None:
+        """Meet new clients with another certificate; those that are connected go on as they are."""
+        self._listener.renew(context)
+
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, give those under way *grace_s* seconds, then end them. May be called twice."""
         self._health.close()
@@ -152,12 +156,14 @@ class _Health:
         try:
             call.unlimit()
             told = None
-            while not self._closed:
-                changed = self._changed
+            while True:
+                changed, last = self._changed, self._closed
                 answer = self._answer(request.service)
                 if answer.status != told:
                     told = answer.status
                     await call.send(answer)
+                if last:
+                    return
                 await changed.wait()
         finally:
             self._watchers -= 1

@@ -130,6 +130,10 @@ class Listener:
         """Sockets that are open, those in a handshake included."""
         return len(self._connections)
 
+    def renew(self, context: ssl.SSLContext | None) -> None:
+        """Use another context from the next connection on; those that are open go on as they are."""
+        self._context = context
+
     async def stop(self, grace_s: float) -> None:
         """Free the port, refuse new calls, give those under way *grace_s* seconds, then end everything."""
         self._stopping = True
