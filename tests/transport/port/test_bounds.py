@@ -169,21 +169,33 @@ def test_a_stop_in_the_middle_of_an_accept(block: Callable[..., SecurityConfig])
     asyncio.run(main())
 
 
-def test_streams_and_calls_are_bounded() -> None:
-    """A call beyond those of all connections is RESOURCE_EXHAUSTED; streams beyond those allowed end the connection."""
+def test_streams_are_bounded() -> None:
+    """A call beyond those that a connection may have ends the connection."""
 
     async def main() -> None:
-        limits = PortLimits(calls_max=2, streams_max=3)
-        async with running(limits) as (server, refusals), stranger(server) as (reader, writer):
+        async with running(PortLimits(streams_max=2)) as (server, refusals), stranger(server) as (reader, writer):
             writer.write(HELLO + request(1, WATCH) + body(1) + request(3, WATCH) + body(3))
             await answered(reader)
-            writer.write(request(5) + body(5))
-            _, trailers = await answer(reader, 5)
-            assert decoded(trailers)[b"grpc-status"] == b"8"
-            assert refusals.by_reason == {Refusal.CALLS: 1}
-            writer.write(request(7, WATCH) + request(9, WATCH) + request(11, WATCH))
+            writer.write(request(5, WATCH))
             await until_closed(reader)
-            assert refusals.by_reason[Refusal.PROTOCOL] == 1
+            assert refusals.by_reason == {Refusal.PROTOCOL: 1}
+
+    asyncio.run(main())
+
+
+def test_nobody_takes_the_calls_of_others() -> None:
+    """With every call of all other connections open for ever a probe is answered."""
+
+    async def main() -> None:
+        limits = PortLimits()
+        async with running(limits) as (server, refusals), contextlib.AsyncExitStack() as stack:
+            for _ in range(limits.connections_max - 1):
+                reader, writer = await stack.enter_async_context(stranger(server))
+                numbers = range(1, 2 * limits.streams_max, 2)
+                writer.write(HELLO + b"".join(request(n, WATCH) + body(n) for n in numbers))
+                await answered(reader)
+            await works(server)
+            assert refusals.total == 0
 
     asyncio.run(main())
 
@@ -317,7 +329,7 @@ def test_a_tls_client_that_dies(
         limits = PortLimits(frames_burst=10_000, slice_bytes=256)
         async with running(limits, block()) as (server, refusals):
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=trusted(pki))
-            writer.write(HELLO + b"".join(request(n, WATCH) + body(n) for n in range(1, 60, 2)))
+            writer.write(HELLO + b"".join(request(n, WATCH) + body(n) for n in range(1, 32, 2)))
             await answered(reader)
             for _ in range(4):
                 writer.write(frame(PING, 0, 0, bytes(8)) * 800)

@@ -46,7 +46,6 @@ class Desk(Protocol):
 
     limits: PortLimits
     methods: Mapping[str, Method]
-    calls: int
 
     def refuse_call(self) -> CallRefusedError | None:
         """Return why no call may begin now; None when one may."""
@@ -205,7 +204,6 @@ class Call:
         unwelcome = desk.refuse_call()
         if unwelcome is not None:
             return self._refused(unwelcome, desk)
-        desk.calls += 1
         try:
             method = desk.methods.get(fields.get(b":path", b"").decode("ascii", "replace"))
             if method is None:
@@ -232,8 +230,6 @@ class Call:
         except Exception as error:  # noqa: BLE001 - told, and the client gets a status
             desk.fault(error, f"{fields[b':path'][:100]!r}")
             return Status.INTERNAL, "internal error"
-        finally:
-            desk.calls -= 1
         return Status.OK, ""
 
     def _refused(self, refused: CallRefusedError, desk: Desk) -> tuple[Status, str]:

@@ -38,16 +38,14 @@ class PortLimits:
     idle_s: float = 600.0
     """A connection without a call ends after this; gRPC's clients connect again when they want something."""
 
-    streams_max: int = 32
-    """Advertised as MAX_CONCURRENT_STREAMS, for each connection."""
-
-    calls_max: int = 128
-    """Calls at the same time, all connections together; probes are few and short."""
+    streams_max: int = 16
+    """Calls at the same time, advertised as MAX_CONCURRENT_STREAMS, for each connection. There is no smaller number
+    for all connections together: a few clients would take all of it, and probes would fail."""
 
     call_s_max: float = 60.0
     """A call's time; a health watch alone lasts as long as its client wants, once its request is there."""
 
-    request_bytes_max: int = 64 * 1024
+    request_bytes_max: int = 16 * 1024
     """Of one request, checked at its length prefix. Also what one call may send ahead of its reader."""
 
     frame_bytes_max: int = 16_384
@@ -97,14 +95,10 @@ class Refusal(StrEnum):
     """More frames than it may send."""
     NOT_READING = "not_reading"
     """It took none of its answers."""
-    CALLS = "calls"
-    """A call beyond calls_max."""
     DEADLINE = "deadline"
     """A call beyond its time."""
     REQUEST = "request"
     """A call that is no gRPC, or whose request is too large, cut or unreadable."""
-    WATCHERS = "watchers"
-    """A watch too many."""
     STOPPING = "stopping"
     """A call while the server stops."""
     FAULT = "fault"

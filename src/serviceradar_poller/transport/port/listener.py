@@ -94,9 +94,6 @@ class Listener:
         sockets: As of open_sockets; closed by stop().
         context: None for plaintext.
         methods: What is served, by path.
-
-    Attributes:
-        calls: Calls under way.
     """
 
     def __init__(
@@ -113,7 +110,6 @@ class Listener:
         self._context = context
         self.methods = methods
         self.limits = limits
-        self.calls = 0
         self._refusals = refusals
         self._faults_told = 0
         self._stopping = False
@@ -158,10 +154,6 @@ class Listener:
         """Return why no call may begin now; None when one may."""
         if self._stopping:
             return CallRefusedError(Status.UNAVAILABLE, "the server is stopping", Refusal.STOPPING)
-        if self.calls >= self.limits.calls_max:
-            return CallRefusedError(
-                Status.RESOURCE_EXHAUSTED, f"more than {self.limits.calls_max} calls", Refusal.CALLS
-            )
         return None
 
     def refused(self, reason: Refusal) -> None:
