@@ -38,15 +38,19 @@ class Served:
     events: list[Event]
     ref: Ref[service.Open | RenewCertificate]
 
-    async def certificate(self) -> bytes | None:
-        """Return what the port proves itself with now; None while nobody listens."""
+    def context(self) -> ssl.SSLContext:
+        """Return what a client that the port trusts connects with."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.load_verify_locations(self.folder / "root.pem")
         context.load_cert_chain(self.folder / "agent.pem", self.folder / "agent-key.pem")
         context.set_alpn_protocols(["h2"])
+        return context
+
+    async def certificate(self) -> bytes | None:
+        """Return what the port proves itself with now; None while nobody listens."""
         try:
-            _, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=context)
+            _, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self.context())
         except OSError:
             return None
         found: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
@@ -98,15 +102,21 @@ async def served(folder: Path) -> AsyncIterator[Served]:
 
 
 def test_a_renewed_certificate_is_served(tmp_path: Path) -> None:
-    """After a rotation clients meet the new certificate at the same port."""
+    """After a rotation clients meet the new certificate at the same port, which is never closed meanwhile."""
 
     async def main() -> None:
         async with served(tmp_path) as made:
             old = await made.other_than(None)
+            _, kept = await asyncio.open_connection("127.0.0.1", made.port, ssl=made.context())
             make_leaf(tmp_path, "poller", role="poller", overwrite=True)
             made.ref.cast(RenewCertificate())
-            await made.other_than(old)
+            async with asyncio.timeout(WITHIN_S):
+                while (found := await made.certificate()) == old:  # noqa: ASYNC110 - the port is asked on purpose
+                    await asyncio.sleep(0.001)
+            assert found is not None
             assert made.failures() == []
+            assert not kept.transport.is_closing()
+            kept.transport.abort()
 
     asyncio.run(main())
 

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 import pytest
-from google.protobuf import descriptor_pb2
+from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_health.v1 import health_pb2  # noqa: F401  (registers the files that are asked for)
 
 from serviceradar_poller.transport.reflection import Request, answer
@@ -33,6 +33,21 @@ def test_list() -> None:
 def test_file_of_a_symbol(symbol: str) -> None:
     """A service and a method lead to their file."""
     assert files(answer(Request(file_containing_symbol=symbol), SERVICES)) == [HEALTH_FILE]
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_reflection_describes_itself(version: str) -> None:
+    """Either version has a file of its own that stands alone: a client with that file and no other can use it."""
+    name = f"grpc.reflection.{version}.ServerReflection"
+    response = answer(Request(file_containing_symbol=name), SERVICES)
+    pool = descriptor_pool.DescriptorPool()
+    for each in response.file_descriptor_response.file_descriptor_proto:
+        pool.AddSerializedFile(each)
+    method: Any = pool.FindMethodByName(f"{name}.ServerReflectionInfo")
+    assert method.input_type.full_name == f"grpc.reflection.{version}.ServerReflectionRequest"
+    assert method.output_type.full_name == f"grpc.reflection.{version}.ServerReflectionResponse"
+    answers = {field.name for field in method.output_type.fields}
+    assert {"original_request", "file_descriptor_response", "error_response"} <= answers
 
 
 def test_file_with_its_imports() -> None:

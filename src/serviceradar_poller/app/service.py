@@ -9,7 +9,7 @@ from serviceradar_poller.env import Env
 from serviceradar_poller.errors import PollerError
 from serviceradar_poller.events.polling import ServerFailed
 from serviceradar_poller.logic.backoff import BackoffSettings, delay_s
-from serviceradar_poller.otp import Actor, ExitReason
+from serviceradar_poller.otp import Actor, ExitReason, Timer
 from serviceradar_poller.transport.credentials import CredentialsCache
 from serviceradar_poller.transport.port.limits import Refusals
 from serviceradar_poller.transport.server import PollerServer, start
@@ -27,7 +27,7 @@ class Open:
 
     Attributes:
         attempt: The number of those that failed before it.
-        anew: In the place of one that is open, because the certificate on disk is another one.
+        anew: Also where it is open, because the certificate on disk is another one.
     """
 
     attempt: int
@@ -66,6 +66,7 @@ class GrpcService(Actor[Open | RenewCertificate]):
         self._env = env
         self._refusals = refusals
         self._server: PollerServer | None = None
+        self._retry: Timer | None = None
         self._told = ""
 
     async def init(self) -> None:
@@ -73,7 +74,7 @@ class GrpcService(Actor[Open | RenewCertificate]):
         self.send_after(0.0, Open(0))
 
     async def handle(self, message: Open | RenewCertificate) -> None:
-        """Open the listener, or try again later; a new certificate takes a new listener."""
+        """Open the listener, or give it the new certificate; or try again later."""
         match message:
             case RenewCertificate():
                 await self._open(Open(0, anew=True))
@@ -82,28 +83,28 @@ class GrpcService(Actor[Open | RenewCertificate]):
 
     async def terminate(self, reason: ExitReason) -> None:
         """Close the listener."""
-        await self._close()
+        server, self._server = self._server, None
+        if server is not None:
+            server.set_serving(False)
+            await server.stop(STOP_GRACE_S)
 
     async def _open(self, how: Open) -> None:
         if self._server is not None and not how.anew:
             return
+        if self._retry is not None:
+            self._retry.cancel()  # each new certificate that can't be used would go on trying for itself
         try:
-            # Before the old listener goes: with files that can't be used it is better than none.
             context = await self._credentials.server_context(self._security, fresh=how.anew)
-            await self._close()
-            self._server = await start(
-                self._listen_addr, service_name=self._service_name, context=context, refusals=self._refusals
-            )
+            if self._server is not None:
+                self._server.renew(context)
+            else:
+                self._server = await start(
+                    self._listen_addr, service_name=self._service_name, context=context, refusals=self._refusals
+                )
             self._told = ""
         except PollerError as error:
             if str(error) != self._told:
                 self._told = str(error)
                 self._env.emit(ServerFailed(name="grpc", address=self._listen_addr, error=str(error)))
             delay = delay_s(RETRY, how.attempt, self._env.rng.random())
-            self.send_after(delay, Open(how.attempt + 1, anew=how.anew))
-
-    async def _close(self) -> None:
-        server, self._server = self._server, None
-        if server is not None:
-            server.set_serving(False)
-            await server.stop(STOP_GRACE_S)
+            self._retry = self.send_after(delay, Open(how.attempt + 1, anew=how.anew))

@@ -2,7 +2,7 @@
 Answer gRPC's server reflection from the descriptors that protobuf has: request message in, response message out.
 
 [Source: https://github.com/grpc/grpc/blob/master/doc/server-reflection.md] v1 and v1alpha differ in their package
-only, so one set of messages serves both.
+only, so one set of messages serves both; what describes v1, which is not installed, is made of the other.
 """
 
 from __future__ import annotations
@@ -18,6 +18,23 @@ Response = reflection_pb2.ServerReflectionResponse
 
 #: gRPC's codes, https://grpc.github.io/grpc/core/md_doc_statuscodes.html
 _INVALID_ARGUMENT, _NOT_FOUND = 3, 5
+
+
+def _describe_v1() -> None:
+    """Add to the pool what gRPC's package for Python lacks; ``grpcurl describe`` asks for each service listed."""
+    old, new = "grpc.reflection.v1alpha", "grpc.reflection.v1"
+    file = descriptor_pb2.FileDescriptorProto()
+    reflection_pb2.DESCRIPTOR.CopyToProto(file)
+    file.name, file.package = "grpc/reflection/v1/reflection.proto", new
+    for field in (field for message in file.message_type for field in message.field if field.type_name):
+        field.type_name = field.type_name.replace(f".{old}.", f".{new}.")
+    for method in (method for service in file.service for method in service.method):
+        method.input_type = method.input_type.replace(f".{old}.", f".{new}.")
+        method.output_type = method.output_type.replace(f".{old}.", f".{new}.")
+    descriptor_pool.Default().AddSerializedFile(file.SerializeToString())
+
+
+_describe_v1()
 
 
 def answer(request: Any, services: Sequence[str]) -> Any:

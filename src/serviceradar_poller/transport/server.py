@@ -13,7 +13,7 @@ from grpclib.const import Status
 from serviceradar_poller.errors import PollerError
 from serviceradar_poller.transport.address import AddressError, parse_address
 from serviceradar_poller.transport.port.call import Call, CallRefusedError, Method
-from serviceradar_poller.transport.port.limits import PortLimits, Refusal, Refusals
+from serviceradar_poller.transport.port.limits import PortLimits, Refusals
 from serviceradar_poller.transport.port.listener import Listener, open_sockets
 
 HEALTH_SERVICE: Final = "grpc.health.v1.Health"
@@ -21,8 +21,6 @@ REFLECTION_SERVICES: Final = (
     "grpc.reflection.v1.ServerReflection",
     "grpc.reflection.v1alpha.ServerReflection",
 )
-#: Open Watch calls; each lasts as long as its client wants.
-WATCHERS_MAX: Final = 64
 
 _Check = health_pb2.HealthCheckRequest
 
@@ -61,6 +59,10 @@ class PollerServer:
     def set_serving(self, serving: bool) -> None:
         """Tell probes whether the poller works; those that watch are told at once."""
         self._health.set_serving(serving)
+
+    def renew(self, context: ssl.SSLContext | None) -> None:
+        """Meet new clients with another certificate; those that are connected go on as they are."""
+        self._listener.renew(context)
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, give those under way *grace_s* seconds, then end them. May be called twice."""
@@ -124,7 +126,6 @@ class _Health:
         self._serving = True
         self._closed = False
         self._changed = asyncio.Event()
-        self._watchers = 0
 
     def set_serving(self, serving: bool) -> None:
         if serving is not self._serving:
@@ -146,21 +147,17 @@ class _Health:
 
     async def _watch(self, call: Call) -> None:
         request = await call.receive_one(_Check)
-        if self._watchers >= WATCHERS_MAX:
-            raise CallRefusedError(Status.RESOURCE_EXHAUSTED, f"more than {WATCHERS_MAX} watchers", Refusal.WATCHERS)
-        self._watchers += 1
-        try:
-            call.unlimit()
-            told = None
-            while not self._closed:
-                changed = self._changed
-                answer = self._answer(request.service)
-                if answer.status != told:
-                    told = answer.status
-                    await call.send(answer)
-                await changed.wait()
-        finally:
-            self._watchers -= 1
+        call.unlimit()
+        told = None
+        while True:
+            changed, last = self._changed, self._closed
+            answer = self._answer(request.service)
+            if answer.status != told:
+                told = answer.status
+                await call.send(answer)
+            if last:
+                return
+            await changed.wait()
 
     def _answer(self, name: str) -> Any:
         states = health_pb2.HealthCheckResponse

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import socket
 import ssl
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from serviceradar_poller.testing.strangers import (
 )
 from serviceradar_poller.transport.http2.frames import (
     GOAWAY,
+    PING,
     PREFACE,
     RST_STREAM,
     WINDOW_UPDATE,
@@ -41,6 +44,15 @@ from serviceradar_poller.transport.port import connection as connection_module
 from serviceradar_poller.transport.port import listener as listener_module
 from serviceradar_poller.transport.port.limits import PortLimits, Refusal
 from serviceradar_poller.transport.server import ListenError, start
+
+
+def trusted(pki: Path) -> ssl.SSLContext:
+    """Return what a client with a certificate of the right CA connects with."""
+    context = ssl.create_default_context(cafile=str(pki / "root.pem"))
+    context.check_hostname = False
+    context.load_cert_chain(pki / "agent.pem", pki / "agent-key.pem")
+    context.set_alpn_protocols(["h2"])
+    return context
 
 
 def test_connections_are_bounded() -> None:
@@ -58,7 +70,7 @@ def test_connections_are_bounded() -> None:
             assert await until_closed(refused) is None
             assert refusals.by_reason == {Refusal.CONNECTIONS: 1}
             writer.write(frame(RST_STREAM, 0, 1, b"\0\0\0\x08"))
-            await eventually(lambda: any(each.idle_since is not None for each in server._listener._connections))
+            await eventually(lambda: any(not each.has_calls for each in server._listener._connections))
             await works(server)
             assert refusals.by_reason[Refusal.EVICTED] == 1
             assert await until_closed(reader) == 0
@@ -66,21 +78,124 @@ def test_connections_are_bounded() -> None:
     asyncio.run(main())
 
 
-def test_streams_and_calls_are_bounded() -> None:
-    """A call beyond those of all connections is RESOURCE_EXHAUSTED; streams beyond those allowed end the connection."""
+def test_a_long_call_makes_way() -> None:
+    """Who holds calls open for long makes way where all places are taken, but not before who has none."""
 
     async def main() -> None:
-        limits = PortLimits(calls_max=2, streams_max=3)
-        async with running(limits) as (server, refusals), stranger(server) as (reader, writer):
+        limits = PortLimits(connections_max=2, evict_idle_s=0.0, evict_busy_s=0.05)
+        async with running(limits) as (server, refusals), contextlib.AsyncExitStack() as stack:
+            watching, writer = await stack.enter_async_context(stranger(server))
+            writer.write(HELLO + request(1, WATCH) + body(1))
+            await answered(watching)
+            idle, writer = await stack.enter_async_context(stranger(server))
+            writer.write(HELLO)
+            await eventually(lambda: all(each.may_go() for each in server._listener._connections))
+            reader, writer = await stack.enter_async_context(stranger(server))
+            writer.write(HELLO + request(1, WATCH) + body(1))
+            await answered(reader)
+            assert await until_closed(idle) == 0
+            await eventually(lambda: all(each.may_go() for each in server._listener._connections))
+            await works(server)
+            assert await until_closed(watching) == 0
+            assert refusals.by_reason == {Refusal.EVICTED: 2}
+
+    asyncio.run(main())
+
+
+def test_a_handshake_makes_way(block: Callable[..., SecurityConfig], pki: Path) -> None:
+    """Strangers that connect and say nothing keep out nobody who has a certificate."""
+
+    async def main() -> None:
+        limits = PortLimits(connections_max=2, evict_idle_s=0.05, handshake_s=60.0)
+        async with running(limits, block()) as (server, refusals), contextlib.AsyncExitStack() as stack:
+            silent = [await stack.enter_async_context(stranger(server)) for _ in range(2)]
+            await eventually(lambda: sum(each.may_go() for each in server._listener._connections) == 2)
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=trusted(pki))
+            writer.write(HELLO + request(1) + body(1))
+            assert decoded((await answer(reader, 1))[1]) == {b"grpc-status": b"0"}
+            writer.transport.abort()
+            assert await until_closed(silent[0][0]) is None
+            assert refusals.by_reason == {Refusal.EVICTED: 1}
+
+    asyncio.run(main())
+
+
+def test_a_flood_of_connections() -> None:
+    """Between two connections everything else gets its turn, and they are let in at a rate."""
+
+    async def main() -> None:
+        limits = PortLimits(connections_max=1, evict_idle_s=60.0)
+        async with running(limits) as (server, refusals), contextlib.AsyncExitStack() as stack:
+            for _ in range(100):
+                client = stack.enter_context(socket.socket())
+                client.setblocking(False)  # noqa: FBT003 - the socket module's signature
+                with contextlib.suppress(BlockingIOError):
+                    client.connect(("127.0.0.1", server.port))
+            seen = 0
+            while seen < 100:
+                await asyncio.sleep(0)
+                assert server.connections + refusals.total - seen <= 1
+                seen = server.connections + refusals.total
+        loop = asyncio.get_running_loop()
+        async with (
+            running(PortLimits(accepts_burst=1, accepts_per_s=20.0)) as (server, _),
+            contextlib.AsyncExitStack() as s,
+        ):
+            begun_at = loop.time()
+            for _ in range(5):
+                await s.enter_async_context(stranger(server))
+            await eventually(lambda: server.connections == 5)
+            assert loop.time() - begun_at >= 0.14
+
+    asyncio.run(main())
+
+
+def test_a_stop_in_the_middle_of_an_accept(block: Callable[..., SecurityConfig]) -> None:
+    """A connection that has been accepted, and no more than that, ends with its listener."""
+
+    async def main() -> None:
+        for security in (None, block()):
+            for turns in range(6):
+                async with running(security=security) as (server, _), stranger(server) as (reader, _):
+                    async with asyncio.timeout(5.0):
+                        while not server.connections:  # noqa: ASYNC110 - the very moment is meant
+                            await asyncio.sleep(0)
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                    await server.stop(0.0)
+                    assert server.connections == 0
+                    await until_closed(reader)
+
+    asyncio.run(main())
+
+
+def test_streams_are_bounded() -> None:
+    """A call beyond those that a connection may have ends the connection."""
+
+    async def main() -> None:
+        async with running(PortLimits(streams_max=2)) as (server, refusals), stranger(server) as (reader, writer):
             writer.write(HELLO + request(1, WATCH) + body(1) + request(3, WATCH) + body(3))
             await answered(reader)
-            writer.write(request(5) + body(5))
-            _, trailers = await answer(reader, 5)
-            assert decoded(trailers)[b"grpc-status"] == b"8"
-            assert refusals.by_reason == {Refusal.CALLS: 1}
-            writer.write(request(7, WATCH) + request(9, WATCH) + request(11, WATCH))
+            writer.write(request(5, WATCH))
             await until_closed(reader)
-            assert refusals.by_reason[Refusal.PROTOCOL] == 1
+            assert refusals.by_reason == {Refusal.PROTOCOL: 1}
+
+    asyncio.run(main())
+
+
+def test_nobody_takes_the_calls_of_others() -> None:
+    """With every call of all other connections open for ever a probe is answered."""
+
+    async def main() -> None:
+        limits = PortLimits()
+        async with running(limits) as (server, refusals), contextlib.AsyncExitStack() as stack:
+            for _ in range(limits.connections_max - 1):
+                reader, writer = await stack.enter_async_context(stranger(server))
+                numbers = range(1, 2 * limits.streams_max, 2)
+                writer.write(HELLO + b"".join(request(n, WATCH) + body(n) for n in numbers))
+                await answered(reader)
+            await works(server)
+            assert refusals.total == 0
 
     asyncio.run(main())
 
@@ -89,7 +204,7 @@ def test_requests_ahead_of_their_reader() -> None:
     """A call that is sent more than its reader takes is refused, and what was sent is not kept."""
 
     async def main() -> None:
-        limits = PortLimits(request_bytes_max=1000)
+        limits = PortLimits(request_bytes_max=1000, frames_burst=1000)
         async with running(limits) as (server, refusals), stranger(server) as (reader, writer):
             writer.write(HELLO + request(1, WATCH) + body(1, end=False))
             await answered(reader)
@@ -199,6 +314,38 @@ def test_tls(block: Callable[..., SecurityConfig], pki: Path) -> None:
                 assert server.connections <= 1
                 await until_closed(reader)
             await eventually(lambda: refusals.by_reason[Refusal.TLS] == 7 and server.connections == 0)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("abrupt", [False, True])
+def test_a_tls_client_that_dies(
+    block: Callable[..., SecurityConfig], pki: Path, abrupt: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that ends without TLS's goodbye, with calls under way and much unread, leaves no line in the log."""
+    monkeypatch.setattr(connection_module, "LINGER_S", 0.05)
+
+    async def main() -> None:
+        limits = PortLimits(frames_burst=10_000, slice_bytes=256)
+        async with running(limits, block()) as (server, refusals):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=trusted(pki))
+            writer.write(HELLO + b"".join(request(n, WATCH) + body(n) for n in range(1, 32, 2)))
+            await answered(reader)
+            for _ in range(4):
+                writer.write(frame(PING, 0, 0, bytes(8)) * 800)
+            if abrupt:
+                linger = struct.pack("ii", 1, 0)
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                writer.transport.abort()
+            else:
+                with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as same:
+                    same.shutdown(socket.SHUT_WR)
+            for turn in range(4):
+                server.set_serving(turn % 2 == 1)
+                await asyncio.sleep(0)
+            await eventually(lambda: server.connections == 0)
+            writer.transport.abort()
+            assert refusals.total == 0
 
     asyncio.run(main())
 

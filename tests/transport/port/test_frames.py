@@ -28,7 +28,8 @@ def test_frames_are_counted_however_they_are_cut(kinds: list[tuple[int, bytes]],
 
 
 def test_a_frame_counts_with_its_header() -> None:
-    """A frame whose payload never comes has cost something already."""
+    """A frame whose payload never comes has cost something already, the more the larger it said it would be."""
     meter = FrameMeter()
-    assert meter.feed(PREFACE + (2**24 - 1).to_bytes(3, "big") + bytes(6)) == 1
+    assert meter.feed(PREFACE + (2**24 - 1).to_bytes(3, "big") + bytes(6)) == 2**14
     assert meter.feed(bytes(100_000)) == 0
+    assert meter.largest == 2**24 - 1

@@ -107,6 +107,23 @@ def test_unknown_frames_are_ignored() -> None:
     asyncio.run(main())
 
 
+def test_unknown_settings_are_not_kept() -> None:
+    """Settings that nobody has defined are ignored, however many a client has."""
+
+    async def main() -> None:
+        async with running() as (server, refusals), stranger(server) as (reader, writer):
+            writer.write(HELLO)
+            for first in range(0x100, 0x4000, 2000):
+                writer.write(settings(*((number, 1) for number in range(first, first + 2000))))
+            writer.write(request(1) + body(1))
+            assert (await answer(reader, 1))[0] == SERVING
+            (held,) = server._listener._connections
+            assert len(held._http.remote_settings) < 10
+            assert refusals.total == 0
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("call", "status", "refused"),
     [
@@ -173,6 +190,7 @@ FLOODS = {
     "ping": lambda n: frame(PING, 0, 0, bytes(8)),
     "ping answers": lambda n: frame(PING, ACK, 0, bytes(8)),
     "settings": lambda n: settings((3, n + 1)),
+    "many settings": lambda n: settings(*((number, n) for number in range(1000, 3000))) if n < 50 else b"",
     "settings acks": lambda n: SETTINGS_ACK if n == 0 else settings(),
     "credit": lambda n: frame(WINDOW_UPDATE, 0, 0, b"\0\0\0\1"),
     "priority": lambda n: frame(PRIORITY, 0, 2 * n + 1, bytes(4) + b"\1"),
@@ -198,6 +216,29 @@ def test_floods(kind: str) -> None:
             assert refusals.by_reason[Refusal.FAULT] == 0
             await works(server)
             await eventually(lambda: len(asyncio.all_tasks()) <= before)
+
+    asyncio.run(main())
+
+
+def test_a_frame_full_of_requests() -> None:
+    """Tiny requests count as frames, however many come in one, and everything else has its turn between two answers."""
+
+    async def main() -> None:
+        reflect = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+        ask = prefixed(b"\x3a\0")
+        async with running() as (server, refusals), stranger(server) as (reader, writer):
+            credit = settings((4, 2**31 - 1)) + frame(WINDOW_UPDATE, 0, 0, (2**30).to_bytes(4, "big"))
+            writer.write(PREFACE + credit + request(1, reflect) + body(1, ask, end=False))
+            await answered(reader)
+            (held,) = server._listener._connections
+            sent = held.connection.data_sent
+            writer.write(body(1, ask * 1000, end=False))
+            while not refusals.total:
+                await asyncio.sleep(0)
+                assert held.connection.data_sent - sent <= 1000  # one answer
+                sent = held.connection.data_sent
+            assert await until_closed(reader) == ENHANCE_YOUR_CALM
+            assert refusals.by_reason == {Refusal.FLOOD: 1}
 
     asyncio.run(main())
 
@@ -230,7 +271,7 @@ def test_a_full_read_gives_others_their_turn(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(connection_module.GuardedConnection, "_work_off", noted)
 
     async def main() -> None:
-        limits = PortLimits(slice_bytes=64)
+        limits = PortLimits(slice_bytes=64, frames_burst=1000)
         async with running(limits) as (server, _), stranger(server) as (reader, writer):
             writer.write(HELLO + frame(PING, 0, 0, bytes(8)) * 200 + request(1) + body(1))
             assert (await answer(reader, 1))[0] == SERVING

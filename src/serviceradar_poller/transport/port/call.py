@@ -46,7 +46,6 @@ class Desk(Protocol):
 
     limits: PortLimits
     methods: Mapping[str, Method]
-    calls: int
 
     def refuse_call(self) -> CallRefusedError | None:
         """Return why no call may begin now; None when one may."""
@@ -65,11 +64,23 @@ class Call:
     The connection feeds it; nothing here is told to the client before the method sends or ends.
     """
 
-    __slots__ = ("_arrived", "_ended", "_inbox", "_limits", "_overflow", "_stream", "_time", "_timeout_at", "begun")
+    __slots__ = (
+        "_arrived",
+        "_charge",
+        "_ended",
+        "_inbox",
+        "_limits",
+        "_overflow",
+        "_stream",
+        "_time",
+        "_timeout_at",
+        "begun",
+    )
 
-    def __init__(self, stream: Stream, limits: PortLimits) -> None:
+    def __init__(self, stream: Stream, limits: PortLimits, charge: Callable[[float], bool]) -> None:
         self._stream = stream
         self._limits = limits
+        self._charge = charge
         self._inbox = bytearray()
         self._arrived = asyncio.Event()
         self._ended = False
@@ -112,6 +123,9 @@ class Call:
         if size > self._limits.request_bytes_max:
             raise self._too_large()
         await self._has(_PREFIX_BYTES + size)
+        # Thousands fit into what may be sent ahead, and nothing else here waits while the client reads.
+        self._charge(1.0)
+        await asyncio.sleep(0)
         body = bytes(self._inbox[_PREFIX_BYTES : _PREFIX_BYTES + size])
         del self._inbox[: _PREFIX_BYTES + size]
         try:
@@ -190,7 +204,6 @@ class Call:
         unwelcome = desk.refuse_call()
         if unwelcome is not None:
             return self._refused(unwelcome, desk)
-        desk.calls += 1
         try:
             method = desk.methods.get(fields.get(b":path", b"").decode("ascii", "replace"))
             if method is None:
@@ -217,8 +230,6 @@ class Call:
         except Exception as error:  # noqa: BLE001 - told, and the client gets a status
             desk.fault(error, f"{fields[b':path'][:100]!r}")
             return Status.INTERNAL, "internal error"
-        finally:
-            desk.calls -= 1
         return Status.OK, ""
 
     def _refused(self, refused: CallRefusedError, desk: Desk) -> tuple[Status, str]:

@@ -34,6 +34,7 @@ LINGER_S: Final = 1.0
 #: grpclib's own settings are for its way of starting a connection; ours is below.
 _CONFIG: Final = Configuration().__for_server__()
 _H2_CONFIG: Final = H2Configuration(client_side=False, header_encoding=None)
+_KNOWN_SETTINGS: Final = frozenset(SettingCodes)
 
 
 class Port(calls.Desk, Protocol):
@@ -51,7 +52,8 @@ class GuardedConnection(H2Protocol):
     One connection, from the accepted socket on.
 
     Attributes:
-        idle_since: Since when it has no call, by the loop's clock; None while it has one, or is not there yet.
+        since: When its first call after a time without any began, or its last one ended, by the loop's clock.
+        has_calls: Whether it has calls; not in a handshake.
     """
 
     def __init__(self, port: Port) -> None:
@@ -66,11 +68,11 @@ class GuardedConnection(H2Protocol):
         self._rest = memoryview(b"")
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._made_at = 0.0
         self._stalled_since: float | None = None
         self._over = False
         self._reading = True
-        self.idle_since: float | None = None
+        self.since = self._loop.time()
+        self.has_calls = False
         self.greeted = False
 
     # what asyncio calls
@@ -78,6 +80,9 @@ class GuardedConnection(H2Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Say hello, with our limits in it."""
         self._transport = cast("asyncio.Transport", transport)
+        if self._over:  # it was cut while TLS was on its way
+            self._transport.abort()
+            return
         tls = transport.get_extra_info("ssl_object")
         if tls is not None and tls.selected_alpn_protocol() != "h2":
             self.cut(Refusal.TLS)
@@ -89,7 +94,7 @@ class GuardedConnection(H2Protocol):
         self.connection = HttpConnection(http, wire, config=_CONFIG)
         self.processor = _Events(self._calls, self.connection, self._greet)
         self.connection.flush()
-        self._made_at = self.idle_since = self._loop.time()
+        self._made_at = self.since = self._loop.time()
         self._timer = self._loop.call_later(TICK_S, self._tick)
 
     def data_received(self, data: bytes) -> None:
@@ -156,7 +161,21 @@ class GuardedConnection(H2Protocol):
 
     def busy(self, *, has_calls: bool) -> None:
         """Take note of whether it has calls."""
-        self.idle_since = None if has_calls or self._over else self._loop.time()
+        if has_calls is not self.has_calls:
+            self.has_calls = has_calls
+            self.since = self._loop.time()
+
+    def may_go(self) -> bool:
+        """Return whether it has had its time, where another client wants its place."""
+        least_s = self._limits.evict_busy_s if self.has_calls else self._limits.evict_idle_s
+        return not self._over and self._loop.time() - self.since >= least_s
+
+    def charge(self, cost: float) -> bool:
+        """Count work that its client causes; False when that was too much, and it is let go."""
+        self._bucket, wait_s = take(self._bucket, self._rate, self._loop.time(), cost)
+        if wait_s > 0:
+            self.evict(Refusal.FLOOD, ErrorCodes.ENHANCE_YOUR_CALM)
+        return wait_s == 0
 
     # inside
 
@@ -190,13 +209,14 @@ class GuardedConnection(H2Protocol):
 
     def _work_off(self, piece: bytes) -> None:
         assert self._transport is not None, "bytes come after the connection"
-        frames = self._meter.feed(piece)
-        self._bucket, wait_s = take(self._bucket, self._rate, self._loop.time(), frames)
-        if wait_s > 0 or self._meter.continuations > self._limits.continuations_max:
-            self.evict(Refusal.FLOOD, ErrorCodes.ENHANCE_YOUR_CALM)
-            return
+        cost = self._meter.feed(piece)
         if self._meter.largest > self._limits.frame_bytes_max:
             self.evict(Refusal.PROTOCOL, ErrorCodes.FRAME_SIZE_ERROR)
+            return
+        if self._meter.continuations > self._limits.continuations_max:
+            self.evict(Refusal.FLOOD, ErrorCodes.ENHANCE_YOUR_CALM)
+            return
+        if not self.charge(cost):
             return
         for event in self.connection.feed(piece):
             self.processor.process(event)
@@ -217,7 +237,7 @@ class GuardedConnection(H2Protocol):
             self.cut(Refusal.SILENT)
         elif self._stalled_since is not None and now - self._stalled_since >= limits.write_stall_s:
             self.cut(Refusal.NOT_READING)
-        elif self.idle_since is not None and now - self.idle_since >= limits.idle_s:
+        elif not self.has_calls and now - self.since >= limits.idle_s:
             self.say_goodbye()
         else:
             self._timer = self._loop.call_later(TICK_S, self._tick)
@@ -229,7 +249,6 @@ class GuardedConnection(H2Protocol):
         self._over = True
         if self._timer is not None:
             self._timer.cancel()
-        self.idle_since = None
         if self._transport is not None:
             # A client that takes nothing more would keep a closed transport for ever.
             self._timer = self._loop.call_later(LINGER_S, self._transport.abort)
@@ -247,18 +266,26 @@ class _Wire:
     What grpclib needs of a transport.
 
     asyncio writes a warning to the log for each write to a socket that the client has just reset, and many calls may
-    write before they are told.
+    write before they are told. Under TLS its transport does not even say that it is closing: neither when the socket
+    below it is gone, nor from a client's end without TLS's own goodbye until what came before it is worked off.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
+        self._tls = getattr(transport, "_ssl_protocol", None)
         self.close = transport.close
-        self.is_closing = transport.is_closing
         self.get_extra_info = transport.get_extra_info
+
+    def is_closing(self) -> bool:
+        """Return whether nothing that is written goes out."""
+        if self._transport.is_closing():
+            return True
+        # Counted for each write that is refused; the first one is not told.
+        return self._tls is not None and (self._tls._conn_lost > 0 or self._tls._transport.is_closing())
 
     def write(self, data: bytes) -> None:
         """Send, if there is still somebody."""
-        if not self._transport.is_closing():
+        if not self.is_closing():
             self._transport.write(data)
 
 
@@ -268,10 +295,19 @@ class _Http2(H2Connection):
     MAX_CLOSED_STREAMS = CLOSED_STREAMS_MAX
 
     def limit(self, *, streams: int, header_bytes: int) -> None:
-        """Replace the settings that initiate_connection() sends."""
+        """Replace the settings that initiate_connection() sends, and what keeps those of the client."""
+        self.remote_settings = _KnownSettings(client=True)
         values = {SettingCodes.MAX_CONCURRENT_STREAMS: streams, SettingCodes.MAX_HEADER_LIST_SIZE: header_bytes}
         self.local_settings = Settings(client=False, initial_values=values)
         self.decoder.max_header_list_size = header_bytes
+
+
+class _KnownSettings(Settings):
+    """What the client says of itself. The unknown is ignored [RFC 9113, 6.5.2]; h2 keeps 800 bytes for each."""
+
+    def __setitem__(self, key: SettingCodes | int, value: int) -> None:
+        if key in _KNOWN_SETTINGS:
+            super().__setitem__(key, value)
 
 
 class _Events(EventsProcessor):
@@ -317,7 +353,7 @@ class _Calls(AbstractHandler):
         """Serve a new call."""
         number = stream.id
         assert number is not None, "a request has come on it"
-        call = calls.Call(stream, self._port.limits)
+        call = calls.Call(stream, self._port.limits, self._owner.charge)
         task = self._loop.create_task(call.serve(headers, self._port))
         self._open[number] = call
         self.tasks[number] = task

@@ -1,4 +1,4 @@
-"""Count the HTTP/2 frames in a client's bytes, without looking into them."""
+"""Weigh the HTTP/2 frames in a client's bytes, without looking into them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Final
 PREFACE_BYTES: Final = 24
 #: Length (3), type (1), flags (1), stream (4). [RFC 9113, 4.1]
 HEADER_BYTES: Final = 9
+#: Of a frame's payload, for which it counts as one more.
+COSTLY_BYTES: Final = 1024
 _CONTINUATION: Final = 0x9
 
 
@@ -32,8 +34,12 @@ class FrameMeter:
         self.largest = 0
 
     def feed(self, data: bytes) -> int:
-        """Take the next bytes, and return how many frame headers were completed by them."""
-        at, size, frames = 0, len(data), 0
+        """
+        Take the next bytes, and return what the frames cost whose headers were completed by them.
+
+        A frame costs one, and one more for each KiB that it announces: thousands of settings fit into a single frame.
+        """
+        at, size, cost = 0, len(data), 0
         while at < size:
             if self._skip:
                 step = min(self._skip, size - at)
@@ -48,5 +54,5 @@ class FrameMeter:
                 self.largest = max(self.largest, self._skip)
                 self.continuations = self.continuations + 1 if self._header[3] == _CONTINUATION else 0
                 self._header.clear()
-                frames += 1
-        return frames
+                cost += 1 + self._skip // COSTLY_BYTES
+        return cost

@@ -17,10 +17,20 @@ class PortLimits:
 
     connections_max: int = 32
     """Sockets, those in a TLS handshake included: one with asyncio's TLS holds up to half a megabyte. Beyond them
-    the connection that has been without a call for longest makes way; when there is none, the new one is closed."""
+    a connection without a call makes way, or else one that has had calls all the time, the oldest of them first;
+    when there is none that may be made to go, the new one is closed."""
+
+    accepts_burst: int = 64
+    """Connections that are let in at once: each may send frames_burst frames, and TLS has its price too."""
+
+    accepts_per_s: float = 20.0
+    """Connections that are let in in the long run; the others wait in the kernel."""
 
     evict_idle_s: float = 1.0
-    """A connection is not made to go before it had so long for its first or next call."""
+    """A connection is not made to go before it had so long for its handshake, or for its first or next call."""
+
+    evict_busy_s: float = 30.0
+    """Nor before it had calls for so long without a pause: else those who hold calls open keep every probe out."""
 
     handshake_s: float = 5.0
     """For TLS, and again for the client's SETTINGS."""
@@ -28,16 +38,14 @@ class PortLimits:
     idle_s: float = 600.0
     """A connection without a call ends after this; gRPC's clients connect again when they want something."""
 
-    streams_max: int = 32
-    """Advertised as MAX_CONCURRENT_STREAMS, for each connection."""
-
-    calls_max: int = 128
-    """Calls at the same time, all connections together; probes are few and short."""
+    streams_max: int = 16
+    """Calls at the same time, advertised as MAX_CONCURRENT_STREAMS, for each connection. There is no smaller number
+    for all connections together: a few clients would take all of it, and probes would fail."""
 
     call_s_max: float = 60.0
     """A call's time; a health watch alone lasts as long as its client wants, once its request is there."""
 
-    request_bytes_max: int = 64 * 1024
+    request_bytes_max: int = 16 * 1024
     """Of one request, checked at its length prefix. Also what one call may send ahead of its reader."""
 
     frame_bytes_max: int = 16_384
@@ -49,9 +57,10 @@ class PortLimits:
     continuations_max: int = 4
     """CONTINUATION frames in a row: a header block is kept until it is whole."""
 
-    frames_burst: int = 1000
-    """Frames of any kind that a connection may send at once; a health check takes about five. It bounds floods of
-    PING, SETTINGS, WINDOW_UPDATE, empty DATA, and of calls that are reset as soon as they are begun."""
+    frames_burst: int = 300
+    """Frames of any kind that a connection may send at once, and requests in them; a health check takes about five.
+    A frame of some KiB counts as several. It bounds floods of PING, SETTINGS, WINDOW_UPDATE, empty DATA, of tiny
+    requests in one frame, and of calls that are reset as soon as they are begun."""
 
     frames_per_s: float = 100.0
     """Frames that a connection may send in the long run."""
@@ -73,9 +82,9 @@ class Refusal(StrEnum):
     """Why a client did not get what it asked for."""
 
     CONNECTIONS = "connections"
-    """There were connections_max, all with calls."""
+    """There were connections_max, none of which may be made to go yet."""
     EVICTED = "evicted"
-    """It had no call, and another client wanted its place."""
+    """It had no call, or had calls for long, and another client wanted its place."""
     TLS = "tls"
     """No TLS, no acceptable certificate, no HTTP/2 in it, or too slow."""
     SILENT = "silent"
@@ -86,14 +95,10 @@ class Refusal(StrEnum):
     """More frames than it may send."""
     NOT_READING = "not_reading"
     """It took none of its answers."""
-    CALLS = "calls"
-    """A call beyond calls_max."""
     DEADLINE = "deadline"
     """A call beyond its time."""
     REQUEST = "request"
     """A call that is no gRPC, or whose request is too large, cut or unreadable."""
-    WATCHERS = "watchers"
-    """A watch too many."""
     STOPPING = "stopping"
     """A call while the server stops."""
     FAULT = "fault"

@@ -11,6 +11,7 @@ from typing import Final
 
 from grpclib.const import Status
 
+from serviceradar_poller.logic.bucket import BucketSettings, new_bucket, take
 from serviceradar_poller.transport.port.call import CallRefusedError, Method
 from serviceradar_poller.transport.port.connection import GuardedConnection
 from serviceradar_poller.transport.port.limits import PortLimits, Refusal, Refusals
@@ -93,9 +94,6 @@ class Listener:
         sockets: As of open_sockets; closed by stop().
         context: None for plaintext.
         methods: What is served, by path.
-
-    Attributes:
-        calls: Calls under way.
     """
 
     def __init__(
@@ -112,13 +110,14 @@ class Listener:
         self._context = context
         self.methods = methods
         self.limits = limits
-        self.calls = 0
         self._refusals = refusals
         self._faults_told = 0
         self._stopping = False
         self._changed = asyncio.Event()
         self._connections: set[GuardedConnection] = set()
-        self._admissions: set[asyncio.Task[None]] = set()
+        self._admissions: dict[GuardedConnection, asyncio.Task[None]] = {}
+        self._rate = BucketSettings(rate_per_s=limits.accepts_per_s, burst=limits.accepts_burst)
+        self._bucket = new_bucket(self._rate, self._loop.time())
         self._accepting = [self._loop.create_task(self._accept(each)) for each in self._sockets]
         self.port: int = self._sockets[0].getsockname()[1]
 
@@ -127,10 +126,16 @@ class Listener:
         """Sockets that are open, those in a handshake included."""
         return len(self._connections)
 
+    def renew(self, context: ssl.SSLContext | None) -> None:
+        """Use another context from the next connection on; those that are open go on as they are."""
+        self._context = context
+
     async def stop(self, grace_s: float) -> None:
         """Free the port, refuse new calls, give those under way *grace_s* seconds, then end everything."""
         self._stopping = True
-        await self._end_tasks([*self._accepting, *self._admissions])
+        await self._end_tasks(self._accepting)
+        # All of them have begun meanwhile: a task that has not would leave its socket open.
+        await self._end_tasks([*self._admissions.values()])
         for each in self._sockets:
             each.close()
         await self._until(lambda: not any(each.tasks for each in self._connections), grace_s)
@@ -149,10 +154,6 @@ class Listener:
         """Return why no call may begin now; None when one may."""
         if self._stopping:
             return CallRefusedError(Status.UNAVAILABLE, "the server is stopping", Refusal.STOPPING)
-        if self.calls >= self.limits.calls_max:
-            return CallRefusedError(
-                Status.RESOURCE_EXHAUSTED, f"more than {self.limits.calls_max} calls", Refusal.CALLS
-            )
         return None
 
     def refused(self, reason: Refusal) -> None:
@@ -188,31 +189,42 @@ class Listener:
                 self._refusals.count(Refusal.CONNECTIONS)
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
-            if len(self._connections) >= self.limits.connections_max and not self._make_room():
-                self._refusals.count(Refusal.CONNECTIONS)
-                client.close()
-                continue
-            try:
-                _watch_over(client)
-            except OSError:
-                client.close()  # it is gone already
-                continue
-            connection = GuardedConnection(self)
-            self._connections.add(connection)
-            task = self._loop.create_task(self._admit(client, connection))
-            self._admissions.add(task)
-            task.add_done_callback(self._admissions.discard)
+            # sock_accept() does not wait while the kernel has connections: a flood of them would be all that runs.
+            await asyncio.sleep(self._let_in(client))
+
+    def _let_in(self, client: socket.socket) -> float:
+        """Begin a connection, or close it; returns for how many seconds no other may be let in."""
+        if len(self._connections) >= self.limits.connections_max and not self._make_room():
+            self._refusals.count(Refusal.CONNECTIONS)
+            client.close()
+            return 0.0
+        try:
+            _watch_over(client)
+        except OSError:
+            client.close()  # it is gone already
+            return 0.0
+        connection = GuardedConnection(self)
+        self._connections.add(connection)
+        task = self._loop.create_task(self._admit(client, connection))
+        self._admissions[connection] = task
+        task.add_done_callback(lambda _: self._admissions.pop(connection))
+        self._bucket, wait_s = take(self._bucket, self._rate, self._loop.time())
+        return wait_s
 
     def _make_room(self) -> bool:
-        """End the connection that has been idle for longest; False when there is none."""
-        latest = self._loop.time() - self.limits.evict_idle_s
-        idle = [(each.idle_since, id(each), each) for each in self._connections if each.idle_since is not None]
-        if not idle or (oldest := min(idle))[0] > latest:
+        """End a connection that has had its time, one without calls where there is one; False when there is none."""
+        going = [each for each in self._connections if each.may_go()]
+        if not going:
             return False
+        oldest = min(going, key=lambda each: (each.has_calls, each.since))
         self._refusals.count(Refusal.EVICTED)
-        oldest[2].say_goodbye()
+        handshake = self._admissions.get(oldest)
+        if handshake is not None:
+            handshake.cancel()
+        else:
+            oldest.say_goodbye()
         # It may take its time to go; its place is given away now.
-        self._connections.discard(oldest[2])
+        self._connections.discard(oldest)
         return True
 
     async def _admit(self, client: socket.socket, connection: GuardedConnection) -> None:
@@ -232,6 +244,7 @@ class Listener:
             self._connections.discard(connection)
             self.fault(error, "a handshake at the gRPC port")
         except asyncio.CancelledError:
+            connection.cut(None)  # asyncio may go on with TLS all the same, where that has not begun
             self._connections.discard(connection)
             raise
 
