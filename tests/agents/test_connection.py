@@ -625,3 +625,28 @@ def test_checks_wait_for_certificates_that_are_being_judged() -> None:
         assert {event.outcome for event in site.of(CheckFinished)} == {"available"}
 
     run(main())
+
+
+def test_w23_rotations_that_fail_are_one_retry_together() -> None:
+    """However often bad files change, they are tried again as often as after one change, and renewed once mended."""
+
+    async def main() -> None:
+        site = SimSite(site_config([agent_config("a", security=MTLS)]))
+        async with site.running() as poller:
+            assert poller.tree is not None
+            await asyncio.sleep(5.0)
+            connection = poller.tree.system.whereis("poller/fleet/agents/a/connection")
+            assert isinstance(connection, Ref)
+            site.transport.unusable["a:50051"] = _unusable("key mismatch")
+            for _ in range(12):
+                connection.cast(RenewConnection())
+                await asyncio.sleep(1.0)
+            await asyncio.sleep(1_200.0)
+            before = site.transport.opened["a:50051"]
+            await asyncio.sleep(3_000.0)
+            assert 1 <= site.transport.opened["a:50051"] - before <= 12
+            site.transport.unusable.clear()
+            await asyncio.sleep(1_300.0)
+            assert len(site.of(CredentialsRenewed)) == 1
+
+    run(main())

@@ -82,6 +82,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
         "_probing",
         "_rejected",
         "_renew_again",
+        "_renewal",
         "_renewals",
         "_renewing",
         "_silent_probes",
@@ -106,6 +107,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
         self._candidate: AgentClient | None = None
         self._renewing = False
         self._renew_again = False
+        self._renewal: Timer | None = None  # for the next attempt after one that failed
         self._renewals = 0  # attempts since the last one that succeeded
         self._rejected = ""  # what was last told of credentials that can't be used
 
@@ -384,6 +386,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
         if slot.client is None:
             self._probe()
             return
+        self._cancel_renewal()
         self._renewing = True
         self.spawn(self._prove(), name="renewal")
 
@@ -423,8 +426,15 @@ class ConnectionManager(Actor[ConnectionMessage]):
 
     def _renew_later(self) -> None:
         """The peer may be about to get its own new certificates: go on trying, ever less often."""
-        self.send_after(delay_s(RENEWAL_RETRY, self._renewals, self._slot.fleet.env.rng.random()), RenewConnection())
+        self._cancel_renewal()
+        wait_s = delay_s(RENEWAL_RETRY, self._renewals, self._slot.fleet.env.rng.random())
+        self._renewal = self.send_after(wait_s, RenewConnection())
         self._renewals += 1
+
+    def _cancel_renewal(self) -> None:
+        if self._renewal is not None:
+            self._renewal.cancel()
+            self._renewal = None
 
     def _reject(self, error: CallError) -> None:
         if error.detail != self._rejected:

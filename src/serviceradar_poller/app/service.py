@@ -9,7 +9,7 @@ from serviceradar_poller.env import Env
 from serviceradar_poller.errors import PollerError
 from serviceradar_poller.events.polling import ServerFailed
 from serviceradar_poller.logic.backoff import BackoffSettings, delay_s
-from serviceradar_poller.otp import Actor, ExitReason
+from serviceradar_poller.otp import Actor, ExitReason, Timer
 from serviceradar_poller.transport.credentials import CredentialsCache
 from serviceradar_poller.transport.port.limits import Refusals
 from serviceradar_poller.transport.server import PollerServer, start
@@ -66,6 +66,7 @@ class GrpcService(Actor[Open | RenewCertificate]):
         self._env = env
         self._refusals = refusals
         self._server: PollerServer | None = None
+        self._retry: Timer | None = None
         self._told = ""
 
     async def init(self) -> None:
@@ -87,6 +88,9 @@ class GrpcService(Actor[Open | RenewCertificate]):
     async def _open(self, how: Open) -> None:
         if self._server is not None and not how.anew:
             return
+        if self._retry is not None:
+            self._retry.cancel()  # this attempt is in its place
+            self._retry = None
         try:
             # Before the old listener goes: with files that can't be used it is better than none.
             context = await self._credentials.server_context(self._security, fresh=how.anew)
@@ -100,7 +104,7 @@ class GrpcService(Actor[Open | RenewCertificate]):
                 self._told = str(error)
                 self._env.emit(ServerFailed(name="grpc", address=self._listen_addr, error=str(error)))
             delay = delay_s(RETRY, how.attempt, self._env.rng.random())
-            self.send_after(delay, Open(how.attempt + 1, anew=how.anew))
+            self._retry = self.send_after(delay, Open(how.attempt + 1, anew=how.anew))
 
     async def _close(self) -> None:
         server, self._server = self._server, None
