@@ -24,7 +24,7 @@ from serviceradar_poller.testing.fakes import FakeTransport, fake_env
 from serviceradar_poller.testing.peers import unused_port
 from serviceradar_poller.testing.strangers import eventually
 from serviceradar_poller.transport.credentials import CredentialsCache
-from serviceradar_poller.transport.server import PollerServer
+from serviceradar_poller.transport.server import PollerServer, start
 
 pytestmark = pytest.mark.slow
 
@@ -138,7 +138,6 @@ def test_rotations_that_fail_are_one_retry_together(tmp_path: Path, monkeypatch:
     """However often bad files change, the port is opened anew once when they are mended: its calls are cut once."""
     monkeypatch.setattr(service, "RETRY", BackoffSettings(min_s=0.05, max_s=0.1))
     opened = 0
-    start = service.start
 
     async def counted(*args: Any, **kwargs: Any) -> PollerServer:
         nonlocal opened
