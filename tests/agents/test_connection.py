@@ -495,6 +495,20 @@ def test_certificates_that_are_judged_slowly_delay_no_other_agent() -> None:
     run(main())
 
 
+def test_many_certificates_that_are_judged_slowly_delay_no_other_agent() -> None:
+    """An agent that starts after many whose clients take their time is polled as soon as it would be alone."""
+
+    async def main() -> None:
+        slow = [agent_config(f"slow-{i}", security=MTLS) for i in range(300)]
+        site = SimSite(site_config([*slow, agent_config("z")]))
+        for agent in slow:
+            site.transport.latency_s[agent.address] = 1_000.0
+        async with site.running():
+            await until(lambda: _calls(site.agents["z"], "health"), within_s=12.0)
+
+    run(main())
+
+
 @pytest.mark.parametrize("after_s", [0.05, 1.0, 2.9999, 3.0, 3.0001])
 def test_a_stop_while_a_client_is_made_leaves_none(after_s: float) -> None:
     """Whenever the order to stop comes, no client stays open and none is being made afterwards."""

@@ -64,8 +64,9 @@ PROBE_WAIT_S_MAX = 2.0
 RENEWAL_RETRY = BackoffSettings(min_s=10.0, max_s=600.0)
 #: Between two looks at whether a retired connection is idle.
 RETIRE_LOOK_S = 0.5
-#: Where nothing has to be judged a client is there at once, and then checks find it; else they don't wait for it.
-FIRST_CLIENT_S = 0.1
+#: Where nothing has to be judged a client is there at once, and then checks find it; else they do not wait for it,
+#: nor long do the other agents, which start one after the other.
+FIRST_CLIENT_S = 0.005
 
 
 class ConnectionManager(Actor[ConnectionMessage]):
