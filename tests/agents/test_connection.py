@@ -588,6 +588,27 @@ def test_w23_files_that_change_while_the_first_client_is_made_are_not_forgotten(
     run(main())
 
 
+def test_w23_files_that_are_mended_while_they_are_judged_are_used_at_once() -> None:
+    """A rotation while bad files are being judged has the new ones judged right after, not when a fault is retried."""
+
+    async def main() -> None:
+        site = SimSite(site_config([agent_config("a", security=MTLS)]))
+        site.transport.latency_s["a:50051"] = 4.0
+        site.transport.unusable["a:50051"] = _unusable("key mismatch")
+        async with site.running() as poller:
+            assert poller.tree is not None
+            await asyncio.sleep(2.0)
+            site.transport.unusable.clear()
+            connection = poller.tree.system.whereis("poller/fleet/agents/a/connection")
+            assert isinstance(connection, Ref)
+            connection.cast(RenewConnection())
+            await until(lambda: poller.slots["a"].client is not None, within_s=8.0)
+            await asyncio.sleep(20.0)
+            assert site.transport.opened["a:50051"] == 2
+
+    run(main())
+
+
 def test_a_replacement_that_comes_too_late_is_not_used() -> None:
     """An agent that answers again on its old connection keeps it: calls under way are not cut for a new one."""
 

@@ -352,7 +352,8 @@ class ConnectionManager(Actor[ConnectionMessage]):
             else:
                 self._set_fault(error)
                 self._release()
-                self._probe_after(FAULT_RETRY_S)
+                changed, self._renew_again = self._renew_again, False
+                self._probe_after(0.0 if changed else FAULT_RETRY_S)
         else:
             slot.client = made
             slot.fault = slot.admitted_s = None
