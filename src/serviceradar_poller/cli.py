@@ -12,6 +12,7 @@ Commands and exit codes; decides nothing.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(wants_lab=arguments[:1] == ["lab"])
     args = parser.parse_args(arguments)
+    # Whoever started us may have left it ignored, and then no child's end can be learnt: each would count as failed.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         code: int = args.func(args)
     except ConfigError as error:

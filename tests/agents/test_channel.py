@@ -17,9 +17,10 @@ from serviceradar_poller.logic.breaker import BreakerState
 from serviceradar_poller.testing.fakes import REFUSED, FakeAgent, FakeAgentClient
 from serviceradar_poller.testing.simloop import run
 from serviceradar_poller.testing.simsite import SimSite, agent_config, now_s, site_config
-from serviceradar_poller.wire.messages import ResultsChunk, ResultsRequest
+from serviceradar_poller.wire.messages import ResultsChunk, ResultsRequest, StatusRequest
 
 REQUEST = ResultsRequest(service_name="lan", service_type="sweep", last_sequence="7")
+STATUS = StatusRequest(service_name="ping", service_type="icmp", agent_id="a", poller_id="p", details="")
 MISSING = CallError(layer=Layer.GRPC, code=GrpcCode.NOT_FOUND, reason="not_found", detail="No sweep service configured")
 
 
@@ -205,5 +206,53 @@ def test_who_is_not_asked() -> None:
         for _ in range(int(bench.slot.rate.burst)):
             await bench.stream()
         assert await refusal(bench) == "rate_limited"
+
+    run(main())
+
+
+def _waiting() -> tuple[Bench, asyncio.Event]:
+    """Return a channel whose client is being made."""
+    bench = Bench()
+    bench.slot.client, bench.slot.reach = None, Reach.UNKNOWN
+    bench.slot.making = asyncio.Event()
+    return bench, bench.slot.making
+
+
+def _made(bench: Bench, making: asyncio.Event) -> None:
+    bench.slot.client, bench.slot.making = FakeAgentClient(bench.agent), None
+    making.set()
+
+
+def test_a_client_that_came_late_leaves_less_time_for_a_turn() -> None:
+    """A call that has waited for its client asks for a connection with the time that is left, or is not made."""
+
+    async def main() -> None:
+        bench, making = _waiting()
+        call = asyncio.create_task(bench.channel.get_status(STATUS, timeout_s=10.0))
+        await asyncio.sleep(8.0)
+        gate = bench.slot.fleet.gate
+        while (gate.reserve(wait_s_max=100.0) or 0.0) < 5.0:
+            pass
+        _made(bench, making)
+        await asyncio.wait({call})
+        error = call.exception()
+        assert isinstance(error, CallError) and error.reason == "connect_limited"
+        assert now_s() < 10.0
+        assert bench.told == []  # it says nothing of the agent
+
+    run(main())
+
+
+def test_who_asks_as_the_client_is_made_may_be_first() -> None:
+    """Calls that waited for the client and one that begins just then are all made."""
+
+    async def main() -> None:
+        bench, making = _waiting()
+        calls = [asyncio.create_task(bench.channel.get_status(STATUS, timeout_s=10.0)) for _ in range(2)]
+        await asyncio.sleep(3.0)
+        calls.append(asyncio.create_task(bench.channel.get_status(STATUS, timeout_s=10.0)))
+        _made(bench, making)
+        answers = await asyncio.gather(*calls)
+        assert all(answer.available for answer in answers)
 
     run(main())

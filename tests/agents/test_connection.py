@@ -495,6 +495,20 @@ def test_certificates_that_are_judged_slowly_delay_no_other_agent() -> None:
     run(main())
 
 
+def test_many_certificates_that_are_judged_slowly_delay_no_other_agent() -> None:
+    """An agent that starts after many whose clients take their time is polled as soon as it would be alone."""
+
+    async def main() -> None:
+        slow = [agent_config(f"slow-{i}", security=MTLS) for i in range(300)]
+        site = SimSite(site_config([*slow, agent_config("z")]))
+        for agent in slow:
+            site.transport.latency_s[agent.address] = 1_000.0
+        async with site.running():
+            await until(lambda: _calls(site.agents["z"], "health"), within_s=12.0)
+
+    run(main())
+
+
 @pytest.mark.parametrize("after_s", [0.05, 1.0, 2.9999, 3.0, 3.0001])
 def test_a_stop_while_a_client_is_made_leaves_none(after_s: float) -> None:
     """Whenever the order to stop comes, no client stays open and none is being made afterwards."""
@@ -574,6 +588,27 @@ def test_w23_files_that_change_while_the_first_client_is_made_are_not_forgotten(
     run(main())
 
 
+def test_w23_files_that_are_mended_while_they_are_judged_are_used_at_once() -> None:
+    """A rotation while bad files are being judged has the new ones judged right after, not when a fault is retried."""
+
+    async def main() -> None:
+        site = SimSite(site_config([agent_config("a", security=MTLS)]))
+        site.transport.latency_s["a:50051"] = 4.0
+        site.transport.unusable["a:50051"] = _unusable("key mismatch")
+        async with site.running() as poller:
+            assert poller.tree is not None
+            await asyncio.sleep(2.0)
+            site.transport.unusable.clear()
+            connection = poller.tree.system.whereis("poller/fleet/agents/a/connection")
+            assert isinstance(connection, Ref)
+            connection.cast(RenewConnection())
+            await until(lambda: poller.slots["a"].client is not None, within_s=8.0)
+            await asyncio.sleep(20.0)
+            assert site.transport.opened["a:50051"] == 2
+
+    run(main())
+
+
 def test_a_replacement_that_comes_too_late_is_not_used() -> None:
     """An agent that answers again on its old connection keeps it: calls under way are not cut for a new one."""
 
@@ -623,5 +658,30 @@ def test_checks_wait_for_certificates_that_are_being_judged() -> None:
         async with site.running():
             await asyncio.sleep(30.0)
         assert {event.outcome for event in site.of(CheckFinished)} == {"available"}
+
+    run(main())
+
+
+def test_w23_rotations_that_fail_are_one_retry_together() -> None:
+    """However often bad files change, they are tried again as often as after one change, and renewed once mended."""
+
+    async def main() -> None:
+        site = SimSite(site_config([agent_config("a", security=MTLS)]))
+        async with site.running() as poller:
+            assert poller.tree is not None
+            await asyncio.sleep(5.0)
+            connection = poller.tree.system.whereis("poller/fleet/agents/a/connection")
+            assert isinstance(connection, Ref)
+            site.transport.unusable["a:50051"] = _unusable("key mismatch")
+            for _ in range(12):
+                connection.cast(RenewConnection())
+                await asyncio.sleep(1.0)
+            await asyncio.sleep(1_200.0)
+            before = site.transport.opened["a:50051"]
+            await asyncio.sleep(3_000.0)
+            assert 1 <= site.transport.opened["a:50051"] - before <= 12
+            site.transport.unusable.clear()
+            await asyncio.sleep(1_300.0)
+            assert len(site.of(CredentialsRenewed)) == 1
 
     run(main())

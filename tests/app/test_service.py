@@ -8,6 +8,7 @@ import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ from serviceradar_poller.testing.fakes import FakeTransport, fake_env
 from serviceradar_poller.testing.peers import unused_port
 from serviceradar_poller.testing.strangers import eventually
 from serviceradar_poller.transport.credentials import CredentialsCache
+from serviceradar_poller.transport.server import PollerServer, start
 
 pytestmark = pytest.mark.slow
 
@@ -138,5 +140,34 @@ def test_unusable_files_leave_the_port_as_it_is(tmp_path: Path, monkeypatch: pyt
             await made.other_than(old)
             [told] = made.failures()
             assert "no readable private key" in told
+
+    asyncio.run(main())
+
+
+def test_rotations_that_fail_are_one_retry_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often bad files change, the port is opened anew once when they are mended: its calls are cut once."""
+    monkeypatch.setattr(service, "RETRY", BackoffSettings(min_s=0.05, max_s=0.1))
+    opened = 0
+
+    async def counted(*args: Any, **kwargs: Any) -> PollerServer:
+        nonlocal opened
+        opened += 1
+        return await start(*args, **kwargs)
+
+    monkeypatch.setattr(service, "start", counted)
+
+    async def main() -> None:
+        async with served(tmp_path) as made:
+            old = await made.other_than(None)
+            make_leaf(tmp_path, "poller", role="poller", overwrite=True)
+            key = (tmp_path / "poller-key.pem").read_bytes()
+            (tmp_path / "poller-key.pem").write_bytes(b"not a key")
+            for _ in range(5):
+                made.ref.cast(RenewCertificate())
+            await eventually(lambda: bool(made.failures()))
+            (tmp_path / "poller-key.pem").write_bytes(key)
+            await made.other_than(old)
+            await asyncio.sleep(0.3)  # for a retry that should not be there
+            assert opened == 2
 
     asyncio.run(main())

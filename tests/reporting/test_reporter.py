@@ -28,7 +28,7 @@ from serviceradar_poller.events.polling import (
     ReportSetAside,
 )
 from serviceradar_poller.otp import Ref
-from serviceradar_poller.reporting.reporter import ReconnectCore
+from serviceradar_poller.reporting.reporter import RENEWAL_RETRY_S, ReconnectCore
 from serviceradar_poller.testing.fakes import REFUSED
 from serviceradar_poller.testing.simloop import SimLoop, run
 from serviceradar_poller.testing.simsite import SimSite, agent_config, now_s, site_config, until
@@ -436,6 +436,29 @@ def test_new_credentials_are_proven_before_the_old_connection_goes() -> None:
             before = len(site.core.reports)
             await until(lambda: len(site.core.reports) > before, within_s=15.0)
         assert not site.of(CoreLost)
+
+    run(main())
+
+
+def test_rotations_that_fail_are_one_retry_together() -> None:
+    """However often core's bad files change, they are tried again as often as after one change."""
+
+    async def main() -> None:
+        site = SimSite(_config())
+        async with site.running() as poller:
+            assert poller.tree is not None
+            await asyncio.sleep(5.0)
+            reporter = poller.tree.system.whereis("poller/reporting/core-reporter")
+            assert isinstance(reporter, Ref)
+            site.transport.unusable["core:50052"] = CallError(
+                layer=Layer.CONFIG, code=GrpcCode.FAILED_PRECONDITION, reason="credentials", detail="key mismatch"
+            )
+            for _ in range(10):
+                reporter.cast(ReconnectCore())
+                await asyncio.sleep(1.0)
+            before = site.transport.opened["core:50052"]
+            await asyncio.sleep(10 * RENEWAL_RETRY_S)
+            assert 9 <= site.transport.opened["core:50052"] - before <= 10
 
     run(main())
 

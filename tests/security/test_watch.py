@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from serviceradar_poller.otp import System, actor, start_tree, supervisor
-from serviceradar_poller.security.watch import LOOK_INTERVAL_S, CredentialsWatch
+from serviceradar_poller.security.watch import LOOK_INTERVAL_S, CredentialsWatch, signatures
 from serviceradar_poller.testing.simloop import run
 
 
@@ -43,3 +43,8 @@ def test_a_change_is_told_once_when_it_has_settled(tmp_path: Path) -> None:
 
     told = run(main())
     assert [files for _, files in told] == [frozenset({str(cert), str(key)})]
+
+
+def test_a_name_that_no_file_can_have() -> None:
+    """A null character, or what is no text, in a configured name is a file that is not there, not a crash."""
+    assert signatures(["/no\0file", "/no/\ud800"]) == {"/no\0file": None, "/no/\ud800": None}

@@ -3,8 +3,10 @@ from __future__ import annotations
 import datetime
 import os
 import shutil
+import ssl
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from serviceradar_poller.transport.material import Inspection
 Block = Callable[..., SecurityConfig]
 NOW = datetime.datetime.now(datetime.UTC).timestamp() + 3600  # certificates are made when the first test runs
 DAY_S = 86_400.0
+END = "-----END CERTIFICATE-----\n"
 
 
 def look(security: SecurityConfig, now: float = NOW) -> Inspection:
@@ -200,3 +203,24 @@ def test_the_key_is_never_shown(block: Block, pki: Path) -> None:
     secret = (pki / "poller-key.pem").read_text().splitlines()[1]
     assert secret not in repr(good)
     assert secret not in repr(findings)
+
+
+@pytest.mark.parametrize(
+    ("part", "odd", "words"),
+    [
+        ("06072a8648ce3d0201", "06072a8648ce3d0209", "Unknown key type"),
+        ("0603551d11", "0603551d0f", "Duplicate 2.5.29.15 extension"),
+    ],
+)
+def test_an_odd_certificate(block: Block, tmp_path: Path, part: str, odd: str, words: str) -> None:
+    """A certificate with a key of an unknown kind, or with an extension twice, is a problem of its file, no crash."""
+    good = block()
+    der = ssl.PEM_cert_to_DER_cert(Path(good.tls.cert_file).read_text().partition("-----END")[0] + END)
+    assert bytes.fromhex(part) in der
+    file = tmp_path / "odd.pem"
+    file.write_text(ssl.DER_cert_to_PEM_cert(der.replace(bytes.fromhex(part), bytes.fromhex(odd))))
+    seen = look(replace(good, tls=replace(good.tls, cert_file=str(file))))
+    [problem] = seen.problems
+    assert problem.path == "agents.edge-01.security.tls.cert_file"
+    assert str(file) in problem.found and words in problem.found
+    assert seen.identity is None

@@ -500,3 +500,87 @@ def test_a_survey_that_fails_says_so(own: SecurityConfig, tmp_path: Path) -> Non
         assert examiner.batches == [3, 1]
 
     asyncio.run(main())
+
+
+def test_what_was_judged_is_not_judged_along_with_others(own: SecurityConfig, tmp_path: Path) -> None:
+    """Who asked for files while they were being judged leaves no order to judge them again."""
+    blocks = copies(own, tmp_path, 2)
+
+    async def main() -> None:
+        examiner = Counted()
+        cache = CredentialsCache(SystemClock(), examiner=examiner)
+        found = await asyncio.gather(*(cache.ssl_context(blocks[0]) for _ in range(5)))
+        await cache.ssl_context(blocks[1])
+        assert examiner.batches == [1, 1]
+        assert await cache.ssl_context(blocks[0]) is found[0]
+
+    asyncio.run(main())
+
+
+def test_who_is_cancelled_leaves_the_others_together(own: SecurityConfig, tmp_path: Path) -> None:
+    """When the one gives up that had many judged with its own, the next one has them judged, not each its own."""
+    blocks = copies(own, tmp_path, 20)
+
+    async def main() -> None:
+        examiner = Counted()
+        examiner.gate = asyncio.Event()
+        cache = CredentialsCache(SystemClock(), examiner=examiner)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(cache.ssl_context(block)) for block in blocks]
+            await asyncio.sleep(0)
+            tasks[0].cancel()
+            while len(examiner.batches) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            tasks[1].cancel()
+            examiner.gate.set()
+        assert all(task.result() is not None for task in tasks[2:])
+        assert len(examiner.batches) == 3
+
+    asyncio.run(main())
+
+
+def test_where_nothing_can_be_judged_few_processes_try(own: SecurityConfig, tmp_path: Path) -> None:
+    """A machine without memory gets a few processes to kill, not one for each set of files, and then one at a time."""
+    blocks = copies(own, tmp_path, 50)
+    clock = SetClock()
+
+    async def main() -> None:
+        examiner = Counted()
+        examiner.failing = lambda batch: True
+        cache = CredentialsCache(clock, examiner=examiner)
+
+        async def ask() -> int:
+            examiner.batches.clear()
+            found = await asyncio.gather(*(cache.ssl_context(block) for block in blocks), return_exceptions=True)
+            return sum(isinstance(each, ssl.SSLContext) for each in found)
+
+        assert await ask() == 0
+        assert examiner.batches == [1, 49, 1, 1]
+        assert await ask() == 0
+        assert examiner.batches == []
+        clock.ahead_s += FAILED_AGAIN_S + 1.0
+        assert await ask() == 0
+        assert examiner.batches == [1]
+        clock.ahead_s += FAILED_AGAIN_S + 1.0
+        examiner.failing = lambda batch: False
+        assert await ask() == 50
+        assert examiner.batches == [1, 49]
+
+    asyncio.run(main())
+
+
+def test_files_that_break_every_examination_stop_no_others(own: SecurityConfig, tmp_path: Path) -> None:
+    """One set of files that can never be judged, however often it is asked for, is no sign of a machine that can't."""
+    blocks = copies(own, tmp_path, 2)
+    clock = SetClock()
+
+    async def main() -> None:
+        examiner = Counted()
+        examiner.failing = lambda batch: blocks[0].tls in batch
+        cache = CredentialsCache(clock, examiner=examiner)
+        for _ in range(10):
+            await refused(cache, blocks[0])
+            clock.ahead_s += FAILED_AGAIN_S + 1.0
+        assert await cache.ssl_context(blocks[1]) is not None
+
+    asyncio.run(main())

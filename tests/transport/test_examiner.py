@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -169,6 +171,29 @@ def test_a_child_that_cannot_be_started(
     assert "can't be started: " in failure(block(), now).detail
 
 
+def test_a_child_that_nobody_waits_for(block: Block, now: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that runs when the thread or the descriptor that waits for its end can't be had is killed and reaped."""
+
+    def no_thread(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def no_descriptor(pid: int, flags: int = 0) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    monkeypatch.setattr(os, "pidfd_open", no_descriptor)
+    before = os.listdir("/proc/self/fd")
+    detail = failure(block(), now).detail
+    assert "can't be started: can't start new thread" in detail or "can't be started: Too many open files" in detail
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_search_path_that_cannot_be_spelt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory whose name holds the separator never becomes two others, one of them below the working directory."""
+    monkeypatch.setattr(sys, "path", ["/opt/a:b/site", "", "/opt/c"])
+    assert examiner._environment()["PYTHONPATH"] == "/opt/c"
+
+
 @pytest.mark.slow
 def test_cancelling_kills_the_child(block: Block, now: float, child: Replace, tmp_path: Path) -> None:
     """Who no longer wants to know leaves no process behind; a child that ignores signals ends too."""
@@ -255,14 +280,14 @@ def test_a_request_that_is_none(request_text: bytes) -> None:
 
 @pytest.mark.slow
 def test_no_core_dump_holds_a_key(block: Block, now: float) -> None:
-    """A child leaves no core file, whatever the limits of the machine."""
+    """A child leaves no core dump, whatever the machine does with them: the kernel makes none of it."""
     text = (
-        "import resource, sys\nfrom serviceradar_poller.transport.examining import main\nmain()\n"
-        "print(resource.getrlimit(resource.RLIMIT_CORE), file=sys.stderr)"
+        "import ctypes, sys\nfrom serviceradar_poller.transport.examining import main\nmain()\n"
+        "print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), file=sys.stderr)"  # PR_GET_DUMPABLE
     )
     request = encode_request(Request(now=now, blocks=(block().tls,)))
     ended = subprocess.run([sys.executable, "-c", text], input=request, capture_output=True)
-    assert ended.stderr.strip() == b"(0, 0)"
+    assert ended.stderr.strip() == b"0"
 
 
 @pytest.mark.slow
@@ -289,3 +314,20 @@ assert "cryptography" not in pathlib.Path("/proc/self/maps").read_text()
 """
     ended = subprocess.run([sys.executable, "-W", "error", "-c", text], capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.slow
+def test_a_parent_that_ignored_its_children() -> None:
+    """Where the program was started with SIGCHLD ignored, which it inherits, an examination succeeds all the same."""
+    text = """
+import asyncio, signal
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+from serviceradar_poller.cli import main
+assert main(["check", "/no/such/file"]) == 1
+from serviceradar_poller.config.model import TlsConfig
+from serviceradar_poller.transport.examiner import examine_apart
+(found,) = asyncio.run(examine_apart([TlsConfig(cert_file="/no/such/file")], now=0.0))
+assert "No such file" in found.findings[0].found
+"""
+    ended = subprocess.run([sys.executable, "-W", "error", "-c", text], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr.count("Traceback")) == (0, 0), ended.stderr

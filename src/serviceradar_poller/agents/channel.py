@@ -102,7 +102,7 @@ class AgentChannel:
         try:
             if slot.making is not None:
                 await self._wait_client(slot.making, timeout_s)
-            await self._wait_turn(begin_s, begin_s + timeout_s)
+            await self._wait_turn(begin_s + timeout_s)
             if slot.client is None:
                 raise _not_made("no_connection", "the connection is being rebuilt", GrpcCode.UNAVAILABLE)
         except BaseException:
@@ -120,10 +120,11 @@ class AgentChannel:
         if self._slot.fault is not None:
             raise self._slot.fault.with_traceback(None)
 
-    async def _wait_turn(self, begin_s: float, until_s: float) -> None:
-        wait_s = self._turn_s(begin_s, until_s)
+    async def _wait_turn(self, until_s: float) -> None:
+        now_s = self._slot.fleet.env.clock.monotonic()  # the client may have been waited for
+        wait_s = self._turn_s(now_s, until_s)
         if self._slot.reach is not Reach.UP:
-            wait_s = max(wait_s, self._admission_s(begin_s, until_s))
+            wait_s = max(wait_s, self._admission_s(now_s, until_s))
         if wait_s > 0:
             await asyncio.sleep(wait_s)
 

@@ -64,8 +64,9 @@ PROBE_WAIT_S_MAX = 2.0
 RENEWAL_RETRY = BackoffSettings(min_s=10.0, max_s=600.0)
 #: Between two looks at whether a retired connection is idle.
 RETIRE_LOOK_S = 0.5
-#: Where nothing has to be judged a client is there at once, and then checks find it; else they don't wait for it.
-FIRST_CLIENT_S = 0.1
+#: Where nothing has to be judged a client is there at once, and then checks find it; else they do not wait for it,
+#: nor long do the other agents, which start one after the other.
+FIRST_CLIENT_S = 0.005
 
 
 class ConnectionManager(Actor[ConnectionMessage]):
@@ -82,6 +83,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
         "_probing",
         "_rejected",
         "_renew_again",
+        "_renewal",
         "_renewals",
         "_renewing",
         "_silent_probes",
@@ -106,6 +108,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
         self._candidate: AgentClient | None = None
         self._renewing = False
         self._renew_again = False
+        self._renewal: Timer | None = None  # for the next attempt after one that failed
         self._renewals = 0  # attempts since the last one that succeeded
         self._rejected = ""  # what was last told of credentials that can't be used
 
@@ -349,7 +352,8 @@ class ConnectionManager(Actor[ConnectionMessage]):
             else:
                 self._set_fault(error)
                 self._release()
-                self._probe_after(FAULT_RETRY_S)
+                changed, self._renew_again = self._renew_again, False
+                self._probe_after(0.0 if changed else FAULT_RETRY_S)
         else:
             slot.client = made
             slot.fault = slot.admitted_s = None
@@ -384,6 +388,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
         if slot.client is None:
             self._probe()
             return
+        self._cancel_renewal()
         self._renewing = True
         self.spawn(self._prove(), name="renewal")
 
@@ -423,8 +428,15 @@ class ConnectionManager(Actor[ConnectionMessage]):
 
     def _renew_later(self) -> None:
         """The peer may be about to get its own new certificates: go on trying, ever less often."""
-        self.send_after(delay_s(RENEWAL_RETRY, self._renewals, self._slot.fleet.env.rng.random()), RenewConnection())
+        self._cancel_renewal()
+        wait_s = delay_s(RENEWAL_RETRY, self._renewals, self._slot.fleet.env.rng.random())
+        self._renewal = self.send_after(wait_s, RenewConnection())
         self._renewals += 1
+
+    def _cancel_renewal(self) -> None:
+        if self._renewal is not None:
+            self._renewal.cancel()
+            self._renewal = None
 
     def _reject(self, error: CallError) -> None:
         if error.detail != self._rejected:

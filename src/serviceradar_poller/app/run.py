@@ -13,7 +13,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import IO, Any
 
 from serviceradar_poller import __version__
@@ -217,7 +217,8 @@ async def _main(loaded: LoadedConfig, environ: Mapping[str, str], stream: IO[Any
     try:
         for warning in loaded.warnings:
             env.emit(warning)
-        for warning in await certificate_warnings(config, transport.credentials, source=loaded.sources[-1]):
+        survey = certificate_warnings(config, transport.credentials, source=loaded.sources[-1])
+        for warning in await _unless_told(signals, survey):
             env.emit(warning)
         loop.add_signal_handler(signal.SIGHUP, env.emit, _no_reload(loaded))
         source_ip = await resolve_source_ip(config, env)
@@ -298,6 +299,21 @@ def _no_source_ip(loaded: LoadedConfig) -> ConfigWarning:
 async def _cut_on_signal(signals: asyncio.Queue[signal.Signals], stop_now: Any) -> None:
     await signals.get()
     stop_now()
+
+
+async def _unless_told(
+    signals: asyncio.Queue[signal.Signals], warnings: Coroutine[Any, Any, list[ConfigWarning]]
+) -> list[ConfigWarning]:
+    """Wait for *warnings*, which may take long, but for no longer than to a signal, which stays for who acts on it."""
+    async with asyncio.TaskGroup() as group:
+        found = group.create_task(warnings, name="certificates")
+        told = group.create_task(signals.get(), name="signal")
+        await asyncio.wait({found, told}, return_when=asyncio.FIRST_COMPLETED)
+        found.cancel()
+        told.cancel()
+    if not told.cancelled():
+        signals.put_nowait(told.result())
+    return [] if found.cancelled() else found.result()
 
 
 async def certificate_warnings(

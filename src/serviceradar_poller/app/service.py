@@ -92,7 +92,8 @@ class GrpcService(Actor[Open | RenewCertificate]):
         if self._server is not None and not how.anew:
             return
         if self._retry is not None:
-            self._retry.cancel()  # each new certificate that can't be used would go on trying for itself
+            self._retry.cancel()  # this attempt is in its place
+            self._retry = None
         try:
             context = await self._credentials.server_context(self._security, fresh=how.anew)
             if self._server is not None:

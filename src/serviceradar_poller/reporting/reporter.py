@@ -99,6 +99,7 @@ class CoreReporter(Actor[Message]):
         self._waiting = False  # for the Retry after an attempt
         self._draining = False  # a TakeIn is on its way
         self._timer: Timer | None = None  # for the next CutDue
+        self._renewal: Timer | None = None  # for the next attempt with new certificates
         self._timer_s = 0.0
         self._backlog = False  # what waits is more than the newest report
         self._expire_s = env.clock.monotonic()
@@ -128,6 +129,7 @@ class CoreReporter(Actor[Message]):
                 self._sending = None
                 self._wait(await self._delivery.settle(message.attempt))
             case ReconnectCore():
+                self._cancel_renewal()
                 self.spawn(self._link.renew(), name="renew")  # reports go on meanwhile
                 return
         await self._work()
@@ -230,7 +232,13 @@ class CoreReporter(Actor[Message]):
             self.send_after(wait_s, Retry())
 
     def _renew_later(self) -> None:
-        self.send_after(RENEWAL_RETRY_S, ReconnectCore())
+        self._cancel_renewal()
+        self._renewal = self.send_after(RENEWAL_RETRY_S, ReconnectCore())
+
+    def _cancel_renewal(self) -> None:
+        if self._renewal is not None:
+            self._renewal.cancel()
+            self._renewal = None
 
     # -- the end
 

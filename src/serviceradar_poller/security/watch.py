@@ -70,7 +70,7 @@ def signatures(files: Iterable[str]) -> dict[str, Signature | None]:
     for file in files:
         try:
             stat = os.stat(file)
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a name that no file can have
             found[file] = None
         else:
             found[file] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)

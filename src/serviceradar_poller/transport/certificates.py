@@ -27,6 +27,9 @@ from serviceradar_poller.transport.material import (
     require_mtls,
 )
 
+#: What reading a certificate raises where it is odd: it is parsed when it is asked for.
+_UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+
 
 def inspect(security: SecurityConfig, *, now: float, path: str, source: str) -> Inspection:
     """
@@ -65,6 +68,8 @@ def examine(security: SecurityConfig, *, now: float) -> Examined:
     roots = _certificates("tls.ca_file", files.ca_file, roots_pem, findings)
     if client_ca_file != files.ca_file:
         _certificates("tls.client_ca_file", client_ca_file, client_roots_pem, findings)
+    if chain and not _is_readable(files.cert_file, chain[0], findings):
+        chain = []
     identity = identify(chain[0]) if chain else None
     if chain:
         _judge_dates("tls.cert_file", files.cert_file, chain[0], now, findings)
@@ -120,7 +125,7 @@ def identify(certificate: x509.Certificate) -> Identity:
     names: list[str] = []
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError):
+    except (x509.ExtensionNotFound, *_UNREADABLE):
         extension = None
     for name in extension or ():
         match name:
@@ -149,6 +154,21 @@ def _certificates(field: str, file: str, pem: bytes | None, findings: list[Findi
     except ValueError:
         findings.append(Finding(field=field, file=file, found="no readable certificate", accepted="PEM certificates"))
         return []
+
+
+def _is_readable(file: str, certificate: x509.Certificate, findings: list[Finding]) -> bool:
+    """Tell whether all of a certificate can be read; else add a finding."""
+    try:
+        certificate.public_key()
+        certificate.subject.rfc4514_string()
+        certificate.issuer.rfc4514_string()
+        len(certificate.extensions)
+    except _UNREADABLE as error:
+        findings.append(
+            Finding(field="tls.cert_file", file=file, found=f"no readable certificate: {error}", accepted="X.509 v3")
+        )
+        return False
+    return True
 
 
 def _judge_dates(field: str, file: str, certificate: x509.Certificate, now: float, findings: list[Finding]) -> None:
@@ -194,9 +214,6 @@ def _judge_usage(file: str, certificate: x509.Certificate, findings: list[Findin
         extended = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except x509.ExtensionNotFound:
         extended = None
-    except ValueError as error:
-        findings.append(Finding(field="tls.cert_file", file=file, found=f"bad extension: {error}", accepted="X.509 v3"))
-        return
     allowed = (ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE)
     if extended is not None and not any(usage in extended for usage in allowed):
         findings.append(

@@ -33,6 +33,8 @@ CREDENTIALS_CACHED_MAX: Final = 1_024
 REFUSED_AGAIN_S: Final = 600.0
 #: No examination is tried again sooner after one that failed itself: no process could be started, or it gave no answer.
 FAILED_AGAIN_S: Final = 30.0
+#: So many blocks in a row that could not be judged, each alone, are no block's fault: the others wait for that as well.
+IN_VAIN_MAX: Final = 3
 
 #: (modification time in ns, change time in ns, size, inode) of each file; None where it can't be read.
 _Signature = tuple[tuple[int, int, int, int] | None, ...]
@@ -80,6 +82,8 @@ class CredentialsCache:
         self._lock = asyncio.Lock()
         self._wanted: dict[TlsConfig, None] = {}  # what waits for its examination, no more than there are blocks
         self._apart: set[TlsConfig] = set()  # was judged with others in vain: the next time alone
+        self._in_vain: set[TlsConfig] = set()  # was judged alone in vain, since any last was judged
+        self._fault: _Entry | None = None  # what all get while nothing can be judged
         self.loads = 0
         self.hits = 0
         self.evictions = 0
@@ -188,6 +192,12 @@ class CredentialsCache:
 
     async def _load(self, tls: TlsConfig) -> _Entry:
         """Judge a block, and with it those that wait behind it."""
+        fault, now = self._fault, self._clock.wall()
+        if fault is not None and fault.from_s <= now < fault.until_s:
+            assert fault.refusal is not None
+            self._wanted.pop(tls, None)
+            self._keep_failure(tls, _signature(tls), fault.refusal, from_s=now, until_s=fault.until_s)
+            return self._entries[tls]
         batch: list[TlsConfig] = []
         if tls not in self._apart:
             batch += (other for other in self._wanted if other != tls and other not in self._apart)
@@ -205,18 +215,20 @@ class CredentialsCache:
         now = self._clock.wall()
         # The signatures are taken before the files are read: a change in between is seen the next time.
         signatures = [_signature(tls) for tls in blocks]
-        for tls in blocks:
-            self._wanted.pop(tls, None)
-            self._apart.discard(tls)
         try:
             results = await self._examiner(blocks, now=now)
         except CallError as error:
             self.failures += 1
+            self._judged(blocks)
             if len(blocks) > 1:
                 self._apart.update(blocks)
             else:
-                self._keep_failure(blocks[0], signatures[0], error.with_traceback(None))
+                self._note_failure(blocks[0], signatures[0], error.with_traceback(None))
             raise
+        # Not before: who is cancelled meanwhile leaves the others to the next one, together.
+        self._judged(blocks)
+        self._in_vain.clear()
+        self._fault = None
         self.loads += len(blocks)
         for tls, signature, examined in zip(blocks, signatures, results, strict=True):
             if examined.material is not None:
@@ -231,14 +243,30 @@ class CredentialsCache:
             )
         return results
 
-    def _keep_failure(self, tls: TlsConfig, signature: _Signature, error: CallError) -> None:
+    def _judged(self, blocks: list[TlsConfig]) -> None:
+        for tls in blocks:
+            self._wanted.pop(tls, None)
+            self._apart.discard(tls)
+
+    def _note_failure(self, tls: TlsConfig, signature: _Signature, error: CallError) -> None:
+        """Keep why a block could not be judged alone; for all of them, when it is not the first in a row."""
         now = self._clock.wall()  # it may have taken long
+        until_s = now + FAILED_AGAIN_S
+        self._in_vain.add(tls)
+        if len(self._in_vain) >= IN_VAIN_MAX:
+            self._apart.clear()  # the next time together
+            self._fault = _Entry(signature=(), from_s=now, until_s=until_s, refusal=error)
+        self._keep_failure(tls, signature, error, from_s=now, until_s=until_s)
+
+    def _keep_failure(
+        self, tls: TlsConfig, signature: _Signature, error: CallError, *, from_s: float, until_s: float
+    ) -> None:
         former = self._entries.get(tls)
         if former is not None and former.material is None:
             former = former.former
         self._keep(
             tls,
-            _Entry(signature=signature, from_s=now, until_s=now + FAILED_AGAIN_S, refusal=error, former=former),
+            _Entry(signature=signature, from_s=from_s, until_s=until_s, refusal=error, former=former),
         )
 
     def _keep(self, tls: TlsConfig, entry: _Entry) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Awaitable, Sequence
 from typing import Final, Protocol, cast
@@ -40,6 +41,11 @@ STDERR_BYTES_MAX: Final = 4_096
 STDERR_CHARACTERS_MAX: Final = 120
 #: A child that was killed is gone in milliseconds, unless the kernel itself is stuck.
 REAP_S_MAX: Final = 2.0
+
+#: A child that was started is heard of within a few turns of the loop.
+BEGIN_S_MAX: Final = 0.1
+#: Between two looks at whether a child has ended that nobody else waits for.
+REAP_LOOK_S: Final = 0.01
 
 #: What the child is run as.
 MODULE: Final = "serviceradar_poller.transport.examining"
@@ -96,7 +102,9 @@ async def examine_apart(blocks: Sequence[TlsConfig], *, now: float) -> tuple[Exa
         raise _no_judgement(
             f"was ended after {EXAMINATION_S_MAX:g} s without an answer; is the machine overloaded, or a disk stuck?"
         ) from None
-    except (OSError, ValueError) as error:  # ValueError: a null character in a variable
+    except (OSError, ValueError, RuntimeError) as error:
+        # ValueError: a null character in a variable. RuntimeError: no thread, by which Python 3.11 waits for a child.
+        await talk.disown()
         cause = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise _no_judgement(f"can't be started: {cause}; is there memory and room for one more process?") from error
     finally:
@@ -130,6 +138,7 @@ class _Talk(asyncio.SubprocessProtocol):
         self.answer = bytearray()
         self.too_large = False
         self.ended = asyncio.Event()
+        self._begun = asyncio.Event()
         self._request = request
         self._transport: asyncio.SubprocessTransport | None = None
         self._stderr = b""
@@ -138,6 +147,7 @@ class _Talk(asyncio.SubprocessProtocol):
         """Send the request; it is buffered until the child takes it."""
         # Casts: uvloop's transports don't derive from asyncio's.
         self._transport = cast("asyncio.SubprocessTransport", transport)
+        self._begun.set()
         stdin = cast("asyncio.WriteTransport", self._transport.get_pipe_transport(0))
         stdin.write(self._request)
         stdin.write_eof()
@@ -172,6 +182,28 @@ class _Talk(asyncio.SubprocessProtocol):
         last = next((line for line in reversed(lines) if line.strip()), "")
         return one_line(last, STDERR_CHARACTERS_MAX) or "it said nothing"
 
+    async def disown(self) -> None:
+        """
+        Kill and reap a child that asyncio does not wait for.
+
+        Starting one can also fail when it runs: without a descriptor or a thread there is nothing that waits for it.
+        """
+        try:
+            async with asyncio.timeout(BEGIN_S_MAX):
+                await self._begun.wait()
+        except TimeoutError:
+            return  # there is none
+        assert self._transport is not None
+        self._transport.close()
+        process: subprocess.Popen[bytes] = self._transport.get_extra_info("subprocess")
+        try:
+            async with asyncio.timeout(REAP_S_MAX):
+                while process.poll() is None:  # noqa: ASYNC110 — nobody tells
+                    await asyncio.sleep(REAP_LOOK_S)
+        except TimeoutError:
+            pass  # stuck in the kernel: the next start of a process reaps it
+        self.ended.set()
+
     async def end(self) -> None:
         """Kill a child that runs, and wait until it is reaped."""
         if self._transport is None:
@@ -191,10 +223,11 @@ def _environment() -> dict[str, str]:
     Return the child's variables.
 
     Our own search path goes with it, so that the child finds the same modules however this process was started; with
-    the option -P the working directory is not in front of it.
+    the option -P the working directory is in front of it only where it is in front of ours. A place that a search path
+    can't spell is left out: its halves are other places.
     """
     kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
-    return kept | {"PYTHONPATH": os.pathsep.join(place for place in sys.path if place)}
+    return kept | {"PYTHONPATH": os.pathsep.join(place for place in sys.path if place and os.pathsep not in place)}
 
 
 def _signal_name(number: int) -> str:
