@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -87,18 +89,32 @@ def test_the_first_threads_cpu_is_told_apart() -> None:
     assert main_thread_cpu_s(os.getpid()) > 0
 
 
+ONE_MORE = """
+import os, sys, threading
+print("as it begins", flush=True)
+sys.stdin.readline()
+thread = threading.Thread(target=sys.stdin.readline)
+thread.start()
+file = open(os.devnull)
+print("with one more of each", flush=True)
+thread.join()
+"""
+
+
 def test_descriptors_and_threads_are_counted_one_by_one() -> None:
-    """One more of either is one more."""
-    pid = os.getpid()
-    fds, before = open_fds(pid), threads(pid)
-    end = threading.Event()
-    thread = threading.Thread(target=end.wait)
-    with open(os.devnull, "rb"):
-        thread.start()
-        assert (open_fds(pid), threads(pid)) == (fds + 1, before + 1)
-    end.set()
-    thread.join()
-    assert open_fds(pid) == fds
+    """One more of either is one more; in a process of its own, for the kernel keeps a thread longer than Python."""
+    with subprocess.Popen(
+        [sys.executable, "-c", ONE_MORE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline()
+        fds, before = open_fds(process.pid), threads(process.pid)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline()
+        assert (open_fds(process.pid), threads(process.pid)) == (fds + 1, before + 1)
+        process.communicate("\n")
+    assert process.returncode == 0
 
 
 def test_series_without_labels_are_read_by_name() -> None:
