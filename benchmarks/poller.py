@@ -51,9 +51,9 @@ NEWEST = 1_024
 START_TIMEOUT_S = 120.0
 #: The size that promises are made for, and by transport: MiB and CPU seconds a cycle.
 PROMISED = 1_000
-RSS_MIB_MAX = {"grpcio": 200.0, "native": 130.0}
+RSS_MIB_MAX = {"grpcio": 200.0, "native": 100.0}
 #: Go takes 0.45.
-CPU_S_MAX = {"grpcio": 1.2, "native": 0.45}
+CPU_S_MAX = {"grpcio": 1.2, "native": 0.4}
 #: From the start of a poller with 8,000 agents until all are connected.
 LARGEST = 8_000
 CONNECTED_S_MAX = 60.0

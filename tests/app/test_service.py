@@ -145,16 +145,24 @@ def test_unusable_files_leave_the_port_as_it_is(tmp_path: Path, monkeypatch: pyt
 
 
 def test_rotations_that_fail_are_one_retry_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However often bad files change, the port is opened anew once when they are mended: its calls are cut once."""
+    """However often bad files change, the port is opened once, and takes the certificate once when they are mended."""
     monkeypatch.setattr(service, "RETRY", BackoffSettings(min_s=0.05, max_s=0.1))
-    opened = 0
+    opened = renewed = 0
 
-    async def counted(*args: Any, **kwargs: Any) -> PollerServer:
+    async def opens(*args: Any, **kwargs: Any) -> PollerServer:
         nonlocal opened
         opened += 1
         return await start(*args, **kwargs)
 
-    monkeypatch.setattr(service, "start", counted)
+    renew = PollerServer.renew
+
+    def renews(server: PollerServer, context: ssl.SSLContext | None) -> None:
+        nonlocal renewed
+        renewed += 1
+        renew(server, context)
+
+    monkeypatch.setattr(service, "start", opens)
+    monkeypatch.setattr(PollerServer, "renew", renews)
 
     async def main() -> None:
         async with served(tmp_path) as made:
@@ -168,6 +176,6 @@ def test_rotations_that_fail_are_one_retry_together(tmp_path: Path, monkeypatch:
             (tmp_path / "poller-key.pem").write_bytes(key)
             await made.other_than(old)
             await asyncio.sleep(0.3)  # for a retry that should not be there
-            assert opened == 2
+            assert (opened, renewed) == (1, 1)
 
     asyncio.run(main())
