@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -58,8 +58,23 @@ def failure(block: SecurityConfig, now: float) -> CallError:
     return caught.value
 
 
+@pytest.fixture(autouse=True)
+def others() -> Iterator[None]:
+    """Let children() leave out what other tests have running."""
+    _OTHERS.update(_all_children())
+    yield
+    _OTHERS.clear()
+
+
+_OTHERS: set[int] = set()
+
+
 def children() -> set[int]:
-    """Return the processes that this one has to wait for, zombies included."""
+    """Return the processes of this test that somebody has to wait for, zombies included."""
+    return _all_children() - _OTHERS
+
+
+def _all_children() -> set[int]:
     found: set[int] = set()
     for task in Path("/proc/self/task").iterdir():
         try:
