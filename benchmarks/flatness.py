@@ -2,7 +2,8 @@
 Decide whether a figure grows in the course of a run. Pure.
 
 Two measures that miss different things: the medians of the first and the last third, which peaks don't move, and the
-line through all samples, whose slope says what a day would come to.
+line through the later samples, whose slope says what a day would come to. What fills up to a bound rises by the first
+and is level by the second; a leak goes on.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Course:
     Attributes:
         first, last: Medians of the first and last third after the warm-up.
         allowed: Growth from first to last that is none.
-        slope_per_h: Of the line of least squares.
+        slope_per_h: Of the line of least squares through the later samples.
         slope_allowed_per_h: Infinite where the slope is not judged.
     """
 
@@ -55,13 +56,14 @@ def course(
     values: Sequence[float],
     *,
     warm_up_s: float,
+    slope_from_s: float = 0.0,
     allowed: float,
     slope_allowed_per_h: float = math.inf,
 ) -> Course:
     """
     Return how *values* went, one at each of *times_s*; what was before *warm_up_s* is left out.
 
-    NaN where fewer than three samples remain.
+    The slope is that of what was from *slope_from_s* on. NaN where fewer than three samples remain.
     """
     kept = [(at_s, value) for at_s, value in zip(times_s, values, strict=True) if at_s >= warm_up_s]
     third = len(kept) // 3
@@ -71,7 +73,7 @@ def course(
         first=_median([value for _, value in kept[:third]]),
         last=_median([value for _, value in kept[len(kept) - third :]]),
         allowed=allowed,
-        slope_per_h=S_PER_H * slope(kept),
+        slope_per_h=S_PER_H * slope([point for point in kept if point[0] >= slope_from_s]),
         slope_allowed_per_h=slope_allowed_per_h,
     )
 

@@ -200,6 +200,7 @@ def _look(site: Site, began_s: float, faulty: int) -> Sample:
         fds=fds,
         threads=threads(pid),
         tasks=round(metrics["loop_tasks"]),
+        blocks=round(metrics["python_blocks"]),
         children=round(metrics["tree_children"]),
         faulty=faulty,
         up=round(metrics["agents_connected"]),
@@ -238,6 +239,7 @@ def _rest(site: Site, settings: Settings) -> Rest:
         fds=statistics.median(look.fds for look in looks),
         threads=statistics.median(look.threads for look in looks),
         tasks=statistics.median(look.tasks for look in looks),
+        blocks=statistics.median(look.blocks for look in looks),
         children=statistics.median(look.children for look in looks),
     )
 

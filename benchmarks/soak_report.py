@@ -26,9 +26,14 @@ GROWTH_PER_FLAPPING = 1.0
 THREADS_GROWTH_MAX = 1.0
 #: At rest nothing is excused but the connection of whoever is asking, and what runs just then.
 REST_FDS_MAX, REST_TASKS_MAX, REST_CHILDREN_MAX = 2.0, 5.0, 0.0
-#: Of memory from the first third to the last; and in an hour, which a few minutes can't tell from noise.
+#: Of a quarter of a million: less than one for each fault of half an hour, and a lost connection takes hundreds.
+BLOCKS_GROWTH_MAX = 5_000.0
+#: Of memory from the first third to the last; and in an hour, which a few minutes can't tell from noise. What Python
+#: frees of one size it keeps from all others: memory rises to the sum of what each size took at its worst moment.
 RSS_GROWTH_MIB_MAX = 6.0
 RSS_SLOPE_MIB_MAX = 10.0
+#: Of the run, at its end, that the slope is of: by then nearly each size has had its worst moment.
+SLOPE_SHARE = 0.5
 SLOPE_MINUTES_MIN = 10.0
 #: From the end of all faults until each agent is connected and good in core, which has everything.
 GOOD_S_MAX = 15.0
@@ -65,6 +70,7 @@ class Sample:
     Attributes:
         faulty: Agents that have a fault, by the plan.
         up: Agents that the poller is connected to.
+        blocks: Of memory, that live Python objects take.
         imbalance: Statuses that are in no place, or in two.
         cpu_s: Since the start of the process.
     """
@@ -74,6 +80,7 @@ class Sample:
     fds: int
     threads: int
     tasks: int
+    blocks: int
     children: int
     faulty: int
     up: int
@@ -93,6 +100,7 @@ class Rest:
     fds: float
     threads: float
     tasks: float
+    blocks: float
     children: float
 
 
@@ -150,13 +158,20 @@ def courses(run: Run, settings: Settings) -> list[Course]:
     samples = run.samples
     times_s = [sample.at_s for sample in samples]
     swing = GROWTH_PER_FLAPPING * statistics.median(sample.faulty for sample in samples)
-    long_enough = settings.length_s >= 60.0 * SLOPE_MINUTES_MIN
+    slope_from_s = (1.0 - SLOPE_SHARE) * settings.length_s
+    long_enough = settings.length_s - slope_from_s >= 60.0 * SLOPE_MINUTES_MIN
     run_in_s = min(RUN_IN_S * settings.scale, settings.length_s / 3)
-    judge = functools.partial(course, times_s=times_s, warm_up_s=max(WARM_UP_SHARE * settings.length_s, run_in_s))
+    judge = functools.partial(
+        course,
+        times_s=times_s,
+        warm_up_s=max(WARM_UP_SHARE * settings.length_s, run_in_s),
+        slope_from_s=slope_from_s,
+    )
     return [
         judge("open descriptors", "", values=[sample.fds for sample in samples], allowed=swing),
         judge("tasks", "", values=[sample.tasks for sample in samples], allowed=swing),
         judge("threads", "", values=[sample.threads for sample in samples], allowed=THREADS_GROWTH_MAX),
+        judge("live blocks", "", values=[sample.blocks for sample in samples], allowed=BLOCKS_GROWTH_MAX),
         judge(
             "RSS",
             "MiB",
@@ -181,6 +196,7 @@ def course_table(run: Run, settings: Settings) -> Table:
             (
                 number(block[-1].at_s / 60),
                 *(_median(block, name) for name in ("faulty", "up", "fds", "tasks", "threads", "children")),
+                f"{statistics.median(sample.blocks for sample in block):,.0f}",
                 number(statistics.median(sample.rss_bytes for sample in block) / MIB, 4),
                 f"{max(sample.reports for sample in block)}",
                 f"{block[-1].polled - block[-1].delivered:,}",
@@ -198,6 +214,7 @@ def course_table(run: Run, settings: Settings) -> Table:
             "tasks",
             "threads",
             "children",
+            "live blocks",
             "RSS MiB",
             "reports wait, most",
             "statuses on their way",
@@ -214,6 +231,7 @@ def verdict_table(run: Run, judged: Sequence[Course]) -> Table:
         "open descriptors": (run.before.fds, run.after.fds),
         "tasks": (run.before.tasks, run.after.tasks),
         "threads": (run.before.threads, run.after.threads),
+        "live blocks": (run.before.blocks, run.after.blocks),
         "RSS": (run.before.rss_bytes / MIB, run.after.rss_bytes / MIB),
     }
     rows = [
@@ -292,6 +310,7 @@ def promises(run: Run, judged: Sequence[Course], settings: Settings) -> tuple[Pr
     for text, limit, measured, unit in (
         ("descriptors at rest, afterwards", REST_FDS_MAX, after.fds - before.fds, "more"),
         ("tasks at rest, afterwards", REST_TASKS_MAX, after.tasks - before.tasks, "more"),
+        ("live blocks at rest, afterwards", BLOCKS_GROWTH_MAX, after.blocks - before.blocks, "more"),
         ("children at rest, afterwards", REST_CHILDREN_MAX, after.children - before.children, "more"),
         ("statuses in no place or in two", 0.0, max(abs(sample.imbalance) for sample in run.samples), "statuses"),
         ("statuses lost", 0.0, run.lost, "statuses"),

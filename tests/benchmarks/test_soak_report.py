@@ -11,7 +11,7 @@ from benchmarks.soak_report import Rest, Run, Sample, Settings, courses, imbalan
 
 ACCOUNTS = {"polled": 10, "recovered": 2, "delivered": 7, "queued": 1, "rejected": 1, "expired": 1, "dropped": 2}
 DELIVERED = {"polled": 9, "recovered": 0, "delivered": 9, "queued": 0, "rejected": 0, "expired": 0, "dropped": 0}
-REST = Rest(rss_bytes=1e8, fds=30.0, threads=9.0, tasks=12.0, children=300.0)
+REST = Rest(rss_bytes=1e8, fds=30.0, threads=9.0, tasks=12.0, blocks=250_000.0, children=300.0)
 SETTINGS = Settings(agents=50, interval_s=3.0, share=0.2, seed=1, length_s=1800.0, scale=1.0, settle_s=10.0)
 
 
@@ -22,6 +22,7 @@ def _sample(at_s: float) -> Sample:
         fds=30,
         threads=9,
         tasks=12,
+        blocks=250_000,
         children=300,
         faulty=4,
         up=50,
@@ -95,6 +96,7 @@ def test_whoever_says_that_a_status_is_lost_is_believed(change: dict[str, object
         ({"restarts": 1}, "children restarted"),
         ({"after": dataclasses.replace(REST, fds=33.0)}, "descriptors at rest, afterwards"),
         ({"after": dataclasses.replace(REST, tasks=18.0)}, "tasks at rest, afterwards"),
+        ({"after": dataclasses.replace(REST, blocks=256_000.0)}, "live blocks at rest, afterwards"),
         ({"after": dataclasses.replace(REST, children=301.0)}, "children at rest, afterwards"),
         (
             {"samples": (*GOOD.samples[:90], dataclasses.replace(GOOD.samples[90], imbalance=-1), *GOOD.samples[91:])},
@@ -113,6 +115,7 @@ def test_each_thing_that_goes_wrong_breaks_its_promise(change: dict[str, object]
         ("fds", 1, ["open descriptors, from the first third to the last"]),
         ("tasks", 1, ["tasks, from the first third to the last"]),
         ("threads", 1, ["threads, from the first third to the last"]),
+        ("blocks", 60, ["live blocks, from the first third to the last"]),
         ("rss_bytes", 100_000, ["RSS, from the first third to the last", "RSS, an hour"]),
         ("rss_bytes", 40_000, ["RSS, an hour"]),
     ],
@@ -124,3 +127,14 @@ def test_what_grows_with_every_look_breaks_its_promise(name: str, step: int, bro
         for index, sample in enumerate(GOOD.samples)
     )
     assert _broken(dataclasses.replace(GOOD, samples=samples)) == broken
+
+
+def test_memory_that_fills_up_and_then_stays_is_flat() -> None:
+    """What comes ever closer to a bound has no slope in the second half; the same rise all along has one."""
+    filling = [round(100_000_000 + 5_500_000 * (1.0 - math.exp(-index / 30))) for index in range(181)]
+    rising = [100_000_000 + 5_500_000 * index // 180 for index in range(181)]
+    for values, broken in ((filling, []), (rising, ["RSS, an hour"])):
+        samples = tuple(
+            dataclasses.replace(sample, rss_bytes=value) for sample, value in zip(GOOD.samples, values, strict=True)
+        )
+        assert _broken(dataclasses.replace(GOOD, samples=samples)) == broken
