@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from serviceradar_poller.config.loading import parse
-from serviceradar_poller.config.model import CheckConfig, LoggingConfig
+from serviceradar_poller.config.model import AGENTS_MAX, CheckConfig, LoggingConfig
 from serviceradar_poller.testing.configs import (
     agent_problem,
     build,
@@ -42,6 +42,16 @@ def test_required_keys_come_first_in_order() -> None:
         "agent address is required",
         "",
     ]
+
+
+def test_more_agents_than_one_poller_takes_are_refused() -> None:
+    """The bound is inclusive; one agent more is one line that says what to do, not a start that fails half way."""
+    agents = {f"agent-{index}": {"address": "127.0.0.1:50051"} for index in range(AGENTS_MAX + 1)}
+    problem = only_problem(agents=agents)
+    assert (problem.path, problem.found) == ("agents", "20,001 agents")
+    assert problem.accepted == "at most 20,000: a larger site needs a second poller"
+    agents.popitem()
+    assert len(build(agents=agents).config.agents) == AGENTS_MAX
 
 
 def test_keys_match_in_any_case() -> None:

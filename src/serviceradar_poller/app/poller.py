@@ -25,7 +25,7 @@ from serviceradar_poller.agents.gate import ConnectGate
 from serviceradar_poller.agents.roster import RenewConnections, Roster
 from serviceradar_poller.agents.slot import AgentSlot, FleetSettings
 from serviceradar_poller.app.service import RenewCertificate
-from serviceradar_poller.config.model import PollerConfig, ReportMode, SecurityConfig, SecurityMode
+from serviceradar_poller.config.model import AGENTS_MAX, PollerConfig, ReportMode, SecurityConfig, SecurityMode
 from serviceradar_poller.env import Env
 from serviceradar_poller.events.polling import PollerStarted
 from serviceradar_poller.logic.calls import ReportHead
@@ -55,8 +55,6 @@ from serviceradar_poller.security.watch import CredentialsWatch, Signature
 #: Outcomes that may wait for the reporter: several cycles of a small site, four of a large one.
 INBOX_MIN = 10_000
 INBOX_CYCLES = 4
-#: Agents that one process takes at most; a larger site needs a second poller.
-AGENTS_MAX = 20_000
 #: What the reporter keeps of its shutdown time for closing its connection.
 CLOSE_RESERVE_S = 0.3
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 
 from serviceradar_poller.errors import ConfigProblem
 
+#: Agents of one poller: with two checks each, every 10 s, they take about half of a core. A larger site needs a second
+#: poller.
+AGENTS_MAX = 20_000
 #: New connections per second: a thousand agents are reached within two seconds, a handshake costing about 1 ms.
 CONNECTS_PER_S_DEFAULT = 500.0
 

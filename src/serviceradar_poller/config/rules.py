@@ -19,6 +19,7 @@ from serviceradar_poller.config.durations import (
     seconds,
 )
 from serviceradar_poller.config.model import (
+    AGENTS_MAX,
     STATE_DIR_DEFAULT,
     AgentConfig,
     CheckConfig,
@@ -123,6 +124,9 @@ def _require_keys(root: Node, findings: Findings) -> None:
             accepted="an object with at least one agent",
             text="agent address is required",
         )
+    elif (count := len(root.named_nodes("agents"))) > AGENTS_MAX:
+        accepted = f"at most {AGENTS_MAX:,}: a larger site needs a second poller"
+        findings.problem(("agents",), found=f"{count:,} agents", accepted=accepted)
 
 
 def _poll_interval(root: Node, findings: Findings) -> int:

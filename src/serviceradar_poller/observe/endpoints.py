@@ -19,6 +19,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serviceradar_poller.config.model import AGENTS_MAX
 from serviceradar_poller.errors import PollerError
 from serviceradar_poller.events.polling import OperatorRestart
 from serviceradar_poller.logic.health import HealthVerdict, judge
@@ -36,7 +37,6 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BODY_BYTES_MAX = 4_096
 #: Agents that /view gives unless asked for another number.
 VIEW_AGENTS = 100
-VIEW_AGENTS_MAX = 20_000
 
 _INDEX = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>serviceradar-poller</title></head><body>
@@ -195,7 +195,7 @@ class _Endpoints:
 
     async def view(self, request: Request) -> Response:
         agents_max = _number(request.query_params.get("agents"), VIEW_AGENTS)
-        snapshot = self._sources.view(agents_max=min(agents_max, VIEW_AGENTS_MAX))
+        snapshot = self._sources.view(agents_max=min(agents_max, AGENTS_MAX))
         return Response(encode_snapshot(snapshot), media_type="application/json")
 
     async def tree(self, request: Request) -> Response:

@@ -22,6 +22,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from serviceradar_poller.config.model import AGENTS_MAX
 from serviceradar_poller.events import kernel as k
 from serviceradar_poller.events import polling as p
 from serviceradar_poller.observe import own_events as o
@@ -31,8 +32,6 @@ from serviceradar_poller.observe.tally import CounterTally, HistogramTally
 NAMESPACE = "serviceradar_poller"
 #: Distinct values of one label; reasons, service types and child kinds are a few dozen in practice.
 LABEL_VALUES_MAX = 64
-#: Agents that have series of their own.
-AGENTS_MAX = 20_000
 OTHER = "other"
 
 #: 1 ms (an agent next door) to 60 s (the longest timeout in use).

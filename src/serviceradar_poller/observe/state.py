@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from serviceradar_poller.config.model import AgentConfig
+from serviceradar_poller.config.model import AGENTS_MAX, AgentConfig
 from serviceradar_poller.events import kernel as k
 from serviceradar_poller.events import polling as p
 from serviceradar_poller.observe.agent_state import AgentState, CheckState
@@ -27,7 +27,6 @@ from serviceradar_poller.observe.snapshot import (
     ViewSnapshot,
 )
 
-AGENTS_MAX = 20_000
 CHECKS_PER_AGENT_MAX = 1_000
 #: Names of checks that are kept once for all agents; beyond it, once more.
 KEYS_SHARED_MAX = 4_096
