@@ -187,6 +187,39 @@ def test_timers_are_messages_that_die_with_the_actor() -> None:
     simloop.run(main())
 
 
+def test_a_timer_that_fired_leaves_no_garbage() -> None:
+    """What a timer brought is gone when it has been handled: actors set one for each thing they do, for years."""
+
+    async def main() -> None:
+        journal = Journal()
+
+        class Note:
+            async def __call__(self, member: Member) -> None:
+                pass
+
+        notes: list[weakref.ref[Note]] = []
+
+        async def prepare(member: Member) -> None:
+            for delay_s in (1.0, 2.0, 3.0):
+                note = Note()
+                notes.append(weakref.ref(note))
+                timer = member.send_after(delay_s, note)
+            timer.cancel()
+
+        tree = await start_tree(journal.child("a"), journal.system())
+        gc.collect()
+        gc.disable()
+        try:
+            await ref_of(tree, "a").call(prepare)
+            await asyncio.sleep(10)
+            assert [note() for note in notes] == [None] * 3
+        finally:
+            gc.enable()
+        await tree.stop()
+
+    simloop.run(main())
+
+
 def test_a_monitor_tells_the_end_once() -> None:
     """The monitor's message comes at the peer's end, at once when it is dead, and never after one's own end."""
 

@@ -187,6 +187,7 @@ async def _live(process: Process, start: Actor[Any] | Callable[[], Actor[Any]]) 
             queue = mailbox.queue
             if not queue:
                 mailbox.queue = queue = None  # an empty deque is 760 bytes, of which an idle tree needs none
+                item = answer = None  # nor the last message, which may be large
                 handled = 0
                 if actor.rests and process.rest():
                     return
@@ -208,7 +209,6 @@ async def _live(process: Process, start: Actor[Any] | Callable[[], Actor[Any]]) 
             mailbox.current = item.future
             answer = await actor.handle(item.message)
             mailbox.answer(answer)
-            item = answer = None
         reason = process.fault or (SHUTDOWN if process.stopping else mailbox.leave or NORMAL)
     except asyncio.CancelledError:
         if process.killed or not process.is_up:

@@ -172,7 +172,9 @@ class Timer:
         self._mailbox = mailbox
         self._message = message
         context = None if mailbox.process is None else mailbox.process.system.context
-        self._handle = asyncio.get_running_loop().call_later(delay_s, self._fire, context=context)
+        self._handle: asyncio.TimerHandle | None = asyncio.get_running_loop().call_later(
+            delay_s, self._fire, context=context
+        )
         timers = mailbox.timers
         if timers is None:
             mailbox.timers = self  # a set for one would be three times the timer's size
@@ -183,14 +185,16 @@ class Timer:
 
     def cancel(self) -> None:
         """Take the message back, unless it is in the mailbox already."""
-        self._handle.cancel()
+        self.stop()
         self._forget()
 
     def stop(self) -> None:
         """Stop with the actor."""
-        self._handle.cancel()
+        if self._handle is not None:
+            self._handle.cancel()
 
     def _fire(self) -> None:
+        self._handle = None  # it holds this method: a cycle, which only the garbage collector would find
         self._forget()
         self._mailbox.force(self._message)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 import subprocess
@@ -20,6 +21,8 @@ from serviceradar_poller.testing.leaks import no_leaks
 from serviceradar_poller.testing.peers import frame, serving, silence, tcp_peer, unused_port
 from serviceradar_poller.transport.native import channel as channel_module
 from serviceradar_poller.transport.native.channel import NativeChannel
+from serviceradar_poller.transport.native.connection import Connection
+from serviceradar_poller.transport.native.tls import TlsClient
 from serviceradar_poller.transport.native.transport import NativeTransport
 from serviceradar_poller.transport.resolver import SystemResolver
 from serviceradar_poller.wire import codec
@@ -172,6 +175,42 @@ def test_failed_connects_leave_nothing(native: NativeTransport, pki: Path, block
                 await channel.close()
 
     asyncio.run(main())
+
+
+def test_failed_connects_leave_no_garbage(
+    native: NativeTransport, pki: Path, block: Block, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Agents that are away for weeks give the garbage collector nothing to find but what asyncio itself leaves."""
+    monkeypatch.setattr(channel_module, "CONNECT_TIMEOUT_S", 0.02)
+
+    async def fail(address: str, secure: SecurityConfig | None, reason: str) -> None:
+        channel = await native.channel(address, secure)
+        for _ in range(3):
+            try:
+                await channel.unary(STATUS, b"", 5.0)
+            except CallError as error:
+                assert error.reason == reason  # noqa: PT017 (what pytest.raises keeps is a cycle itself)
+        assert channel.opened == 3
+        await channel.close()
+
+    async def main() -> None:
+        with LabAgents.start(1, cert_dir=pki) as agents:
+            async with tcp_peer(silence) as silent:
+                gc.collect()
+                gc.disable()
+                await fail(f"127.0.0.1:{unused_port()}", None, "refused")
+                await fail(silent, None, "connect_timeout")
+                await fail(silent, block(), "connect_timeout")
+                monkeypatch.setattr(channel_module, "CONNECT_TIMEOUT_S", 5.0)
+                await fail(f"127.0.0.1:{agents.ports[0]}", block(server_name="wrong"), "tls")
+                await asyncio.sleep(0)
+                ours = (NativeChannel, Connection, TlsClient, CallError)
+                assert [each for each in gc.get_objects() if isinstance(each, ours)] == []
+
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ class _Attempt:
     One attempt to connect.
 
     Attributes:
-        task: Gives the connection, or why there is none.
+        task: Gives the connection, or why there is none; None once it has ended.
         connection: From the connected socket on.
         doubted: A call ran out of time while it waited.
     """
@@ -349,9 +349,10 @@ class NativeChannel:
         except TlsError as error:
             failure = failures.tls(self._peer, str(error))
         except CallError as error:
-            failure = error
+            failure = failures.again(error)  # its traceback would hold this frame, and that the failure
         finally:
             self._attempts.discard(attempt)
+            attempt.task = None  # which holds the exception that cut it short, and that this frame
             if self._attempt is attempt:
                 self._attempt = None
             if connection is not None and not keep:
