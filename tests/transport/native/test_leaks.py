@@ -177,10 +177,10 @@ def test_failed_connects_leave_nothing(native: NativeTransport, pki: Path, block
     asyncio.run(main())
 
 
-def test_failed_connects_leave_no_garbage(
+def test_connections_leave_no_garbage(
     native: NativeTransport, pki: Path, block: Block, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Agents that are away for weeks give the garbage collector nothing to find but what asyncio itself leaves."""
+    """Agents that are away, or come and go, for weeks give the garbage collector nothing to find."""
     monkeypatch.setattr(channel_module, "CONNECT_TIMEOUT_S", 0.02)
 
     async def fail(address: str, secure: SecurityConfig | None, reason: str) -> None:
@@ -203,9 +203,17 @@ def test_failed_connects_leave_no_garbage(
                 await fail(silent, block(), "connect_timeout")
                 monkeypatch.setattr(channel_module, "CONNECT_TIMEOUT_S", 5.0)
                 await fail(f"127.0.0.1:{agents.ports[0]}", block(server_name="wrong"), "tls")
-                await asyncio.sleep(0)
+                channel = await native.channel(f"127.0.0.1:{agents.ports[0]}", block())
+                await channel.unary(STATUS, codec.encode_status_request(REQUEST), 5.0)
+                await channel.close()
+                del channel
+                ports = {agents.ports[0], int(silent.rpartition(":")[2])}
                 ours = (NativeChannel, Connection, TlsClient, CallError)
                 assert [each for each in gc.get_objects() if isinstance(each, ours)] == []
+                peers = [
+                    each.get_extra_info("peername") for each in gc.get_objects() if isinstance(each, asyncio.Transport)
+                ]
+                assert [peer for peer in peers if peer is not None and peer[1] in ports] == []
 
     try:
         asyncio.run(main())

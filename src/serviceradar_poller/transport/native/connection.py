@@ -281,6 +281,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail what is under way."""
+        if self._transport is not None:
+            _unbind(self._transport)
         self._transport = None
         if self.failure is None:
             self._end(self._loss(exc))
@@ -441,6 +443,18 @@ class Connection(asyncio.BufferedProtocol):
         if ready is not None and not ready.done():
             ready.set_result(failure)
         self._on_change(self)
+
+
+def _unbind(transport: asyncio.Transport) -> None:
+    """
+    Let a transport that has ended go.
+
+    asyncio's keeps bound methods of its own to be quick. That is a cycle, with a socket object in it, which only the
+    garbage collector's oldest generation finds: at a poller whose agents flap they came to thousands.
+    """
+    attributes: dict[str, object] = getattr(transport, "__dict__", {})
+    for name in [name for name, value in attributes.items() if getattr(value, "__self__", None) is transport]:
+        del attributes[name]
 
 
 def _split(data: bytes | memoryview) -> tuple[memoryview, memoryview]:
