@@ -117,6 +117,18 @@ def test_a_streamed_request_is_packed() -> None:
         call.send(b"", end=True)
 
 
+def test_credit_for_an_upload_that_never_waits_is_no_flood() -> None:
+    """A peer may credit each frame of a long request though no window is near its end."""
+    session = warm(None, (4, 1 << 30))
+    session.receive(window(0, 1 << 30))
+    call = session.open(REQUEST, timeout_s=None, message=b"", end=False)
+    for _ in range(3000):
+        call.send(bytes(16_000), end=False)
+        session.take_output()
+        session.receive(window(0, 16_005) + window(1, 16_005))
+    assert session.error is None and call.pending_bytes == 0
+
+
 def test_the_end_needs_no_window() -> None:
     """6.9: an empty DATA frame ends the request even when the window is used up."""
     session = warm(None, (4, 6))

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serviceradar_poller.errors import GrpcCode
 from serviceradar_poller.testing.http2_frames import (
     HEADERS_OK,
     REQUEST,
@@ -25,6 +26,7 @@ from serviceradar_poller.testing.http2_frames import (
 from serviceradar_poller.transport.http2 import Call, Cause, Limits, Outcome, RequestHeaders, Session
 from serviceradar_poller.transport.http2.frames import RST_STREAM, ErrorCode
 from serviceradar_poller.transport.http2.requests import timeout_value
+from serviceradar_poller.transport.http2.responses import interpret
 from serviceradar_poller.transport.http2.status import of_http, of_reset
 
 GRPC = (b"content-type", b"application/grpc")
@@ -81,12 +83,15 @@ def test_request_headers_are_gRPCs() -> None:  # noqa: N802
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("X", "v"), ("", "v"), ("a b", "v"), (":path", "v"), ("grpc-timeout", "1S"), ("te", "x"), ("a", "\n"), ("a", "é")],
+    [
+        *[("X", "v"), ("", "v"), ("a b", "v"), (":path", "v"), ("a", "\n"), ("a", "é"), ("a", " v"), ("a", "v ")],
+        *[(name, "v") for name in ("grpc-timeout", "te", "content-length", "upgrade", "keep-alive", "connection")],
+    ],
 )
 def test_metadata_that_can_not_be_sent_is_refused(name: str, value: str) -> None:
-    """Names and values outside gRPC's grammar raise, and no call was begun."""
+    """Names and values outside gRPC's or HTTP/2's grammar raise, and no call was begun."""
     session = warm()
-    with pytest.raises(ValueError, match="not "):
+    with pytest.raises(ValueError, match=r"not |spaces"):
         session.open(REQUEST, timeout_s=None, message=b"", metadata=[(name, value)])
     assert session.active == 0 and session.take_output() == b""
 
@@ -115,7 +120,6 @@ def test_metadata_survives_the_wire(items: list[tuple[str, bytes]]) -> None:
     _, call = begin(Limits(header_list_bytes_max=2**20), streaming=True)
     session = call._session
     assert session is not None
-    session.limits = Limits(header_list_bytes_max=2**20)
     session.receive(headers(1))
     parts = headers(1, block([(b"grpc-status", b"0"), *sent]), end=True)
     if len(parts) < 16_384 and len(sent) < 200:
@@ -370,6 +374,27 @@ def test_cancelling_is_once() -> None:
     assert frames_of(session.take_output()) == [(RST_STREAM, 0, 1, (8).to_bytes(4, "big"))]
     assert call.outcome is not None and (call.outcome.cause, call.outcome.code) == (Cause.CANCELLED, 1)
     assert session.receive(answer(1)) == [] and call.take() is None
+
+
+@pytest.mark.parametrize(("values", "code"), [(256, 13), (257, 8)])
+def test_values_of_a_list_are_counted(values: int, code: int) -> None:
+    """Each value between the commas of a binary field is a field of the list, of which there is a greatest number."""
+    found = interpret([(b"a-bin", b"," * (values - 1))], Limits())
+    if code == 8:
+        assert found.fault is not None and found.fault.code == code and "256 fields" in found.fault.message
+    else:
+        assert found.fault is None and found.metadata == (("a-bin", b""),) * values
+
+
+def test_a_status_stands_once() -> None:
+    """Of two statuses nobody knows which is meant."""
+    assert outcome(headers(1) + trailers(1, 0, b"", (b"grpc-status", b"13"))).code == GrpcCode.INTERNAL.value
+
+
+def test_trailers_without_a_status_keep_their_metadata() -> None:
+    """What the peer said besides is there for whoever looks."""
+    found = outcome(headers(1) + data(1, prefixed(b"m")) + headers(1, block([(b"why", b"so")]), end=True))
+    assert (found.code, found.metadata) == (GrpcCode.UNKNOWN.value, (("why", "so"),))
 
 
 def test_interim_answers_are_skipped() -> None:

@@ -281,6 +281,19 @@ def test_tables_before_the_settings_are_known() -> None:
     assert session._reader.buffered_bytes == 0 and session._reader.known
 
 
+@pytest.mark.parametrize("sizes", [(0,), (1024,), (4095,), (8192,), (4096, 100, 8192, 0)])
+def test_a_peer_may_want_a_smaller_table(sizes: tuple[int, ...]) -> None:
+    """A server that lowers HEADER_TABLE_SIZE is told that the table is empty, once, in the next block."""
+    server = pair()
+    for size in sizes:
+        server.h2.update_settings({SettingCodes.HEADER_TABLE_SIZE: size})
+        server.exchange()
+        calls = [server.session.open(REQUEST, timeout_s=1.0, message=b"m") for _ in range(2)]
+        server.exchange(echo(server))
+        assert [call.take() for call in calls] == [b"m", b"m"]
+    assert server.session.error is None
+
+
 def test_a_ping_each_way() -> None:
     """h2 answers our ping and gets its own back."""
     server = pair()

@@ -121,6 +121,16 @@ def test_reserved_bits_are_ignored() -> None:
     assert session.error is None
 
 
+@pytest.mark.parametrize("long", [b"\x00" + b"\xff" * 16_000, b"\xff" * 2100 + b"\x01", b"\x3f" + b"\xff" * 16_000])
+def test_the_words_for_a_broken_block_are_ours(long: bytes) -> None:
+    """The decoder's own text quotes what the peer sent, which may be long; neither error nor outcome repeats it."""
+    session = warm()
+    call = opened(session)
+    assert broken(session, headers(1, long)) == ("compression", ErrorCode.COMPRESSION_ERROR)
+    assert session.error is not None and call.outcome is not None
+    assert len(session.error.detail) < 100 and call.outcome.message == session.error.detail
+
+
 def test_a_broken_block_ends_the_connection() -> None:
     """4.3: a header block that can't be decoded loses the meaning of all later ones."""
     session = warm()
@@ -136,6 +146,18 @@ def test_a_block_resizes_the_table_twice_at_most(resize: bytes) -> None:
     session.receive(settings() + headers(1, resize * 2 + HEADERS_OK))
     assert call.has_headers
     assert broken(session, headers(1, resize * 3 + TRAILERS_OK, end=True))[0] == "compression"
+
+
+def test_a_smaller_table_is_acknowledged_in_one_block() -> None:
+    """4.3.1: after the peer's HEADER_TABLE_SIZE fell, the next block begins with its change to 0, and no other does."""
+    session = warm(None, (1, 4096))
+    blocks = []
+    for change in (b"", settings((1, 100)), settings((1, 5000), (1, 50)), settings((1, 0))):
+        session.receive(change)
+        session.take_output()
+        session.open(REQUEST, timeout_s=None, message=b"")
+        blocks += [one.payload for one in frames_of(session.take_output()) if one.kind == HEADERS]
+    assert blocks == [REQUEST.block, b"\x20" + REQUEST.block, REQUEST.block, REQUEST.block]
 
 
 def test_a_table_must_be_emptied_after_the_acknowledgement() -> None:
@@ -220,10 +242,10 @@ def test_few_reset_calls_are_remembered() -> None:
     session = warm(Limits(reset_streams_max=2))
     for _ in range(4):
         opened(session).cancel()
-    assert session._reset_windows is not None
-    assert list(session._reset_windows) == [5, 7]
+    assert session._late is not None
+    assert list(session._late) == [5, 7]
     session.receive(data(5, b"", end=True) + headers(7, TRAILERS_OK, end=True))
-    assert session._reset_windows == {}
+    assert session._late == {}
 
 
 def test_stream_ids_are_used_up() -> None:

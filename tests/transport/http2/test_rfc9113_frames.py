@@ -27,10 +27,11 @@ from serviceradar_poller.testing.http2_frames import (
     reset_code,
     rst,
     settings,
+    trailers,
     warm,
     window,
 )
-from serviceradar_poller.transport.http2 import Cause, Limits, SessionError
+from serviceradar_poller.transport.http2 import Call, Cause, Limits, Session, SessionError
 from serviceradar_poller.transport.http2.frames import (
     CONTINUATION,
     DATA,
@@ -226,19 +227,21 @@ def test_header_blocks_continue() -> None:
 @pytest.mark.parametrize(
     "flood",
     [
-        ping() * 1001,
-        settings() * 1001,
-        data(1) * 1001,
-        data(1, padding=9) * 1001,
-        rst(3, 8) * 1001,
-        window(3, 1) * 1001,
-        data(3, b"x") * 1001,
-        headers(3) * 1001,
-        frame(PRIORITY, 0, 1, bytes(5)) * 1001,
-        frame(0xAA, 0, 0, b"x") * 1001,
-        ping(ack=True) * 1001,
-        SETTINGS_ACK * 1001,
-        goaway(MAX) * 1002,
+        ping() * 2001,
+        settings() * 2001,
+        data(1) * 2001,
+        data(1, padding=9) * 2001,
+        rst(3, 8) * 2001,
+        window(3, 1) * 2001,
+        data(3, b"x") * 2001,
+        headers(3) * 2001,
+        frame(PRIORITY, 0, 1, bytes(5)) * 2001,
+        frame(0xAA, 0, 0, b"x") * 2001,
+        ping(ack=True) * 2001,
+        SETTINGS_ACK * 2001,
+        goaway(MAX) * 2002,
+        window(0, 1) * 2001,
+        window(1, 1) * 2001,
         settings(*[(99, 1)] * 65),
         frame(HEADERS, 0, 1) + frame(CONTINUATION, 0, 1) * 17,
         frame(HEADERS, 0, 1) + frame(CONTINUATION, 0, 1, bytes(16_384)) * 5,
@@ -265,12 +268,68 @@ def test_answers_taken_are_no_flood() -> None:
     assert session.error is None
 
 
+@pytest.mark.parametrize("asked", [ping(), settings((4, 5)) + settings((4, 9))])
+def test_answers_taken_are_a_flood_in_the_end(asked: bytes) -> None:
+    """10.5: however well PING and SETTINGS are paced, they end the connection where nothing else comes of it."""
+    session = warm(Limits(asks_max=100))
+    opened(session, streaming=True)
+    for _ in range(1000):
+        session.receive(asked)
+        session.take_output()
+    assert session.error is not None and session.error.http2_code == ErrorCode.ENHANCE_YOUR_CALM
+
+
 def test_credit_byte_by_byte_is_a_flood() -> None:
     """A peer that lets a request out byte by byte makes a frame of each; unwritten, they are bounded."""
     session = warm(None, (4, 0))
     session.open(REQUEST, timeout_s=None, message=bytes(5000))
     assert session.receive(window(1, 1) * 1000) and session.error is None
     assert broken(session, window(1, 1))[1] is ErrorCode.ENHANCE_YOUR_CALM
+
+
+def test_credit_looks_at_no_call_that_it_can_not_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection's credit costs by what it lets out, not by how many calls wait for windows of their own."""
+    session = warm(None, (4, 0))
+    calls = [session.open(REQUEST, timeout_s=None, message=bytes(100)) for _ in range(1000)]
+    looked: list[Call] = []
+    pump = Session._pump
+
+    def noted(session: Session, call: Call) -> None:
+        looked.append(call)
+        pump(session, call)
+
+    monkeypatch.setattr(Session, "_pump", noted)
+    session.receive(window(0, 1) * 1000)
+    assert looked == []
+    session.receive(window(7, 60))
+    assert looked == [calls[3]]
+    assert session.error is None and calls[3].pending_bytes == 45
+
+
+def test_one_setting_lets_all_calls_go_on() -> None:
+    """As many calls as may be open wait for the same setting: that is no flood, and their order is kept."""
+    session = warm(None, (4, 0))
+    calls = [session.open(REQUEST, timeout_s=None, message=b"m") for _ in range(1000)]
+    session.take_output()
+    assert session.receive(settings((4, 10))) == calls
+    sent = [one.stream_id for one in frames_of(session.take_output()) if one.kind == DATA]
+    assert sent == [call.id for call in calls] and session.error is None
+
+
+@pytest.mark.parametrize("late", ["answer", "trailers_only"])
+def test_late_answers_of_many_calls_are_no_flood(late: str) -> None:
+    """All calls of a connection end at once, as at a deadline, and are answered all the same: others go on."""
+    session = warm()
+    other = opened(session, streaming=True)
+    calls = [opened(session) for _ in range(999)]
+    for call in calls:
+        call.cancel()
+    session.take_output()
+    for call in calls:
+        session.receive(answer(call.id) if late == "answer" else trailers(call.id, 4) + rst(call.id, 8))
+    assert session.error is None and other.outcome is None
+    session.receive(headers(1) + data(1, prefixed(b"well")))
+    assert other.take() == b"well"
 
 
 def test_limits_refuse_what_the_protocol_refuses() -> None:

@@ -13,6 +13,7 @@ from serviceradar_poller.transport.http2.status import (
     BrokenCallError,
     Cause,
     GoAway,
+    Metadata,
     Outcome,
     error_name,
     of_http,
@@ -41,9 +42,11 @@ class OpenBlock:
         self.continuations = 0
 
 
-def check_first(session: Session, kind: int, flags: int, data: bytes, position: int, size: int) -> None:
+def check_frame(session: Session, kind: int, flags: int, data: bytes, position: int, size: int) -> None:
     """
-    Check a frame's size, and that the first frame of all is the peer's SETTINGS. [RFC 9113, 3.4 and 4.2]
+    Check that the first frame of all is the peer's SETTINGS; any later one is here because it is too large.
+
+    Source: RFC 9113, 3.4 and 4.2.
 
     Raises:
         BrokenSessionError: The peer speaks something else, or its frame is too large.
@@ -69,6 +72,14 @@ def _reply(session: Session) -> None:
     session._replies += 1
     if session._replies > session.limits.replies_max:
         raise BrokenSessionError(ErrorCode.ENHANCE_YOUR_CALM, "flood", "too many frames that ask for an answer")
+
+
+def _ask(session: Session) -> None:
+    """Count a frame that has to be answered, and is for no call."""
+    session._asked += 1
+    if session._asked > session.limits.asks_max:
+        raise BrokenSessionError(ErrorCode.ENHANCE_YOUR_CALM, "flood", "too many PING and SETTINGS")
+    _reply(session)
 
 
 def _protocol(text: str) -> BrokenSessionError:
@@ -116,7 +127,7 @@ def _on_data(session: Session, flags: int, stream_id: int, data: bytes, begin: i
     if begin == end and not flags & frames.END_STREAM:
         hollow(session)
     else:
-        session._hollow = 0
+        session._hollow = session._asked = 0
     arrived = call._arrived
     try:
         call._feed(data, begin, end, session.limits.message_bytes_max)
@@ -134,18 +145,35 @@ def _on_data(session: Session, flags: int, stream_id: int, data: bytes, begin: i
 def _on_late_data(session: Session, stream_id: int, size: int, flags: int) -> None:
     """Take data of a call that is over: expected within its window after our reset, hollow otherwise."""
     _check_opened(session, "DATA", stream_id)
-    windows = session._reset_windows
-    if windows is None or stream_id not in windows:
+    expected = session._late
+    if expected is None or stream_id not in expected:
         hollow(session)
         return
-    left = windows[stream_id] - size
-    if left < 0:
+    headers, window = expected[stream_id]
+    window -= size
+    if window < 0:
         raise BrokenSessionError(ErrorCode.FLOW_CONTROL_ERROR, "flow_control", "more data than a reset call's window")
     if size == 0:
         hollow(session)
-    windows[stream_id] = left
+    expected[stream_id] = (headers, window)
     if flags & frames.END_STREAM:
-        del windows[stream_id]
+        del expected[stream_id]
+
+
+def _on_late_headers(session: Session, stream_id: int, *, ends: bool) -> None:
+    """Take headers of a call that is over: after our reset, those of its answer are expected; hollow otherwise."""
+    _check_opened(session, "HEADERS", stream_id)
+    expected = session._late
+    if expected is None or stream_id not in expected:
+        hollow(session)
+        return
+    headers, window = expected[stream_id]
+    if ends:
+        del expected[stream_id]
+    elif headers:
+        expected[stream_id] = (False, window)
+    else:
+        hollow(session)
 
 
 def _on_headers(session: Session, flags: int, stream_id: int, data: bytes, begin: int, end: int) -> None:
@@ -179,16 +207,14 @@ def _on_continuation(session: Session, flags: int, stream_id: int, data: bytes, 
 
 
 def _on_block(session: Session, stream_id: int, ends: bool, data: bytes) -> None:
-    block = session._reader.known.get(data)
-    if block is None:
-        block = session._reader.read(data)
     call = session._calls.get(stream_id)
+    block = session._reader.known.get(data)
+    if block is None and (call is not None or not session._reader.stateless):
+        block = session._reader.read(data)
     if call is None:
-        _check_opened(session, "HEADERS", stream_id)
-        if ends and session._reset_windows is not None and session._reset_windows.pop(stream_id, None) is not None:
-            return
-        hollow(session)
+        _on_late_headers(session, stream_id, ends=ends)
         return
+    assert block is not None
     if block.fault is not None:
         session._reset(call, block.fault)
     elif call._block is None:
@@ -196,7 +222,8 @@ def _on_block(session: Session, stream_id: int, ends: bool, data: bytes) -> None
     elif not ends or block.http_status is not None:
         session._reset(call, _fault("malformed headers: a second header block that is not trailers"))
     else:
-        session._finish(call, call._conclude(block.outcome or _status_missing("the trailers have no grpc-status")))
+        outcome = block.outcome or _status_missing("the trailers have no grpc-status", block.metadata)
+        session._finish(call, call._conclude(outcome))
 
 
 def _on_first_block(session: Session, call: Call, block: Block, ends: bool) -> None:
@@ -213,7 +240,7 @@ def _on_first_block(session: Session, call: Call, block: Block, ends: bool) -> N
         session._finish(call, call._conclude(block.outcome))
     elif status == 200 and block.is_grpc and not ends:
         call._block = block
-        session._hollow = 0
+        session._hollow = session._asked = 0
     else:
         if status != 200:
             text = f"HTTP status {status} without a gRPC status"
@@ -230,8 +257,8 @@ def _on_first_block(session: Session, call: Call, block: Block, ends: bool) -> N
             session._reset(call, outcome)
 
 
-def _status_missing(text: str) -> Outcome:
-    return Outcome(cause=Cause.PROTOCOL, code=GrpcCode.UNKNOWN.value, message=text)
+def _status_missing(text: str, metadata: Metadata) -> Outcome:
+    return Outcome(cause=Cause.PROTOCOL, code=GrpcCode.UNKNOWN.value, message=text, metadata=metadata)
 
 
 def _on_priority(session: Session, flags: int, stream_id: int, data: bytes, begin: int, end: int) -> None:
@@ -255,8 +282,8 @@ def _on_rst_stream(session: Session, flags: int, stream_id: int, data: bytes, be
         session._drop(call, of_reset(int.from_bytes(data[begin:end], "big")))
         return
     _check_opened(session, "RST_STREAM", stream_id)
-    if session._reset_windows is not None:
-        session._reset_windows.pop(stream_id, None)
+    if session._late is not None:
+        session._late.pop(stream_id, None)
     hollow(session)
 
 
@@ -288,13 +315,15 @@ def _on_settings(session: Session, flags: int, stream_id: int, data: bytes, begi
             if value > WINDOW_MAX:
                 raise BrokenSessionError(ErrorCode.FLOW_CONTROL_ERROR, "settings", f"an initial window of {value}")
             initial_window = value
+        elif key == frames.SETTING_HEADER_TABLE_SIZE:
+            session._limit_table(value)
         elif key == frames.SETTING_MAX_FRAME_SIZE:
             if not FRAME_BYTES_DEFAULT <= value <= FRAME_BYTES_MAX:
                 raise BrokenSessionError(ErrorCode.PROTOCOL_ERROR, "settings", f"a frame size of {value}")
             session._peer_frame = value
         elif key == frames.SETTING_ENABLE_PUSH and value:
             raise BrokenSessionError(ErrorCode.PROTOCOL_ERROR, "settings", "a server that enables push")
-    _reply(session)
+    _ask(session)
     session._out.append(frames.frame(frames.SETTINGS, frames.ACK, 0))
     delta = initial_window - session._initial_window
     if delta:
@@ -303,21 +332,37 @@ def _on_settings(session: Session, flags: int, stream_id: int, data: bytes, begi
             call._send_window += delta
             if call._send_window > WINDOW_MAX:
                 raise BrokenSessionError(ErrorCode.FLOW_CONTROL_ERROR, "flow_control", "SETTINGS overflow a window")
-        _pump_all(session)
+        if delta > 0:
+            for call in session._calls.values():
+                if call.pending_bytes:
+                    _pump(session, call)
 
 
-def _pump_all(session: Session) -> None:
-    if session._blocked is not None:
-        for call in list(session._blocked.values()):
-            _pump(session, call)
-
-
-def _pump(session: Session, call: Call) -> None:
+def _pump(session: Session, call: Call) -> bool:
+    """Let out what the windows allow of a call's request; return whether that was anything."""
     before = call.pending_bytes
     session._pump(call)
-    if call.pending_bytes != before:
-        _reply(session)  # credit byte by byte would make a frame of each
-        session._touch(call)
+    if call.pending_bytes == before:
+        return False
+    session._touch(call)
+    return True
+
+
+def _pump_blocked(session: Session) -> bool:
+    """Share the connection's credit among the calls that wait for it; return whether anything was let out."""
+    let_out = False
+    while session._send_window > 0 and session._blocked:
+        # Either it uses the credit up, or it is no longer among them.
+        let_out |= _pump(session, next(iter(session._blocked.values())))
+    return let_out
+
+
+def _on_credit(session: Session, let_out: bool) -> None:
+    """Count credit: byte by byte it would make a frame of each, and where nothing waits it is for nothing."""
+    if let_out:
+        _reply(session)
+    else:
+        hollow(session)
 
 
 def _on_push(session: Session, flags: int, stream_id: int, data: bytes, begin: int, end: int) -> None:
@@ -332,7 +377,7 @@ def _on_ping(session: Session, flags: int, stream_id: int, data: bytes, begin: i
         raise _size_wrong("PING", end - begin)
     payload = data[begin:end]
     if not flags & frames.ACK:
-        _reply(session)
+        _ask(session)
         session._out.append(frames.frame(frames.PING, frames.ACK, 0, payload))
     elif session.ping_pending and payload == session._ping_payload():
         session.ping_pending = False
@@ -371,7 +416,7 @@ def _on_window_update(session: Session, flags: int, stream_id: int, data: bytes,
         session._send_window += increment
         if session._send_window > WINDOW_MAX:
             raise BrokenSessionError(ErrorCode.FLOW_CONTROL_ERROR, "flow_control", "the connection's window overflows")
-        _pump_all(session)
+        _on_credit(session, _pump_blocked(session))
         return
     call = session._calls.get(stream_id)
     if call is None:
@@ -384,8 +429,8 @@ def _on_window_update(session: Session, flags: int, stream_id: int, data: bytes,
     call._send_window += increment
     if call._send_window > WINDOW_MAX:
         session._reset(call, _fault("the call's window overflows", ErrorCode.FLOW_CONTROL_ERROR))
-    elif call.pending_bytes:
-        _pump(session, call)
+    else:
+        _on_credit(session, bool(call.pending_bytes) and _pump(session, call))
 
 
 #: By the frame's kind.

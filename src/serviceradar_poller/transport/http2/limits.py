@@ -12,8 +12,16 @@ FRAME_BYTES_MAX = 2**24 - 1
 WINDOW_DEFAULT = 65_535
 #: No window may grow beyond it. [RFC 9113, 6.9.1]
 WINDOW_MAX = 2**31 - 1
+#: The protocol's default SETTINGS_HEADER_TABLE_SIZE. [RFC 9113, 6.5.2]
+TABLE_BYTES_DEFAULT = 4096
 #: Stream ids have 31 bits, and a client's are odd.
 STREAM_ID_MAX = 2**31 - 1
+#: Header blocks whose meaning the process remembers, for all connections; then the memory starts anew. A warm one
+#: repeats two.
+BLOCKS_KEPT_MAX = 256
+#: Longer blocks, and such with more metadata, are hardly ever the same again.
+BLOCK_BYTES_KEPT_MAX = 512
+BLOCK_METADATA_KEPT_MAX = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +50,8 @@ class Limits:
     again and again. The value is grpc-core's."""
 
     header_count_max: int = 256
-    """Fields in one header list: many empty ones cost more to walk than their bytes say."""
+    """Fields in one header list, each value of a ``-bin`` field's list among them: many empty ones cost more to walk
+    than their bytes say."""
 
     header_block_bytes_max: int = 64 * 1024
     """One block with all its CONTINUATION frames, before it is decoded: it must be kept until it is whole."""
@@ -54,19 +63,24 @@ class Limits:
     """Entries in one SETTINGS frame; a frame has room for 2,730 and the protocol names about ten."""
 
     replies_max: int = 1000
-    """Acks, and parts of requests let out by credit, that wait to be taken as output. A peer that makes us write
-    faster than it reads (PING, SETTINGS, credit byte by byte) would grow the output without an end."""
+    """Frames of the peer that made this side write (PING, SETTINGS, credit) since the output was last taken. A peer
+    that makes us write faster than it reads would grow the output without an end."""
 
-    hollow_frames_max: int = 1000
-    """Frames in a row that carry nothing for any call (empty DATA, PRIORITY, unknown kinds, credit or resets for
-    calls that are over): they cost time and bring none forward. A call opened, headers or data end the row."""
+    asks_max: int = 10_000
+    """PING and SETTINGS in a row with nothing for any call between them: answering them costs time, however well they
+    are paced. It is a ping every 10 s for a day without a call."""
+
+    hollow_frames_max: int = 2000
+    """Frames in a row that carry nothing for any call (empty DATA, PRIORITY, unknown kinds, credit that lets nothing
+    out, resets of calls that are over): they cost time and bring none forward. A call opened, headers, and data in
+    either direction end the row. Twice calls_max: what may still come of calls that all ended at once is no attack."""
 
     informational_max: int = 8
     """Interim (1xx) answers of one call; servers send one at most."""
 
-    reset_streams_max: int = 100
-    """Calls that this side reset and whose late DATA is expected, each within the window it had. Beyond them the
-    oldest is forgotten, and its late frames count as hollow."""
+    reset_streams_max: int = 1000
+    """Calls that this side reset and whose late headers and DATA are expected, together within the window that the
+    call had; as many as can be open. Beyond them the oldest is forgotten, and its late frames count as hollow."""
 
     status_text_chars_max: int = 1024
     """Of grpc-message and of GOAWAY's debug data; longer texts are cut."""

@@ -10,7 +10,24 @@ from typing import Final
 #: Names that gRPC's metadata may have. [PROTOCOL-HTTP2.md, Custom-Metadata]
 _NAME: Final = re.compile(r"[0-9a-z_.-]+")
 _TEXT: Final = re.compile(r"[\x20-\x7e]*")
-_RESERVED: Final = frozenset({"te", "content-type", "user-agent", "connection", "host", "transfer-encoding"})
+#: Fields that are gRPC's or HTTP's own, or that HTTP/2 forbids. [RFC 9113, 8.2.2]
+_RESERVED: Final = frozenset(
+    {
+        "te",
+        "content-type",
+        "content-length",
+        "user-agent",
+        "host",
+        "connection",
+        "keep-alive",
+        "proxy-connection",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+
+#: A change of the table's size to 0, which a block may begin with. [RFC 7541, 6.3]
+TABLE_EMPTIED: Final = b"\x20"
 
 # Header fields as literals that no table remembers; the numbers are indices of HPACK's static table.
 _METHOD_POST: Final = b"\x83"
@@ -83,6 +100,8 @@ def metadata_fields(metadata: Sequence[tuple[str, str | bytes]]) -> bytes:
             raise ValueError(f"not a name for metadata: {name!r}")
         if name.endswith("-bin") != isinstance(value, bytes):
             raise ValueError(f"names that end with -bin have bytes, others text: {name!r}")
+        if isinstance(value, str) and value != value.strip(" "):
+            raise ValueError(f"a value with spaces around it: {name!r}")
         encoded = _printable(value) if isinstance(value, str) else base64.b64encode(value).rstrip(b"=")
         parts.append(b"\x00" + _string(name.encode("ascii")) + _string(encoded))
     return b"".join(parts)

@@ -21,13 +21,13 @@ from hpack.exceptions import HPACKError, OversizedHeaderListError
 
 from serviceradar_poller.errors import GrpcCode
 from serviceradar_poller.transport.http2.frames import BrokenSessionError, ErrorCode
-from serviceradar_poller.transport.http2.limits import Limits
+from serviceradar_poller.transport.http2.limits import (
+    BLOCK_BYTES_KEPT_MAX,
+    BLOCK_METADATA_KEPT_MAX,
+    BLOCKS_KEPT_MAX,
+    Limits,
+)
 from serviceradar_poller.transport.http2.status import BrokenCallError, Metadata, Outcome, of_status
-
-#: Blocks remembered by the process; then the memory starts anew. A warm connection repeats two.
-BLOCKS_MAX: Final = 256
-#: Longer blocks hold texts of errors or large metadata, and hardly ever come again.
-BLOCK_BYTES_KEPT_MAX: Final = 512
 
 #: A field name of HTTP/2 is a token without capital letters. [RFC 9113, 8.2.1; RFC 9110, 5.6.2]
 _NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
@@ -37,7 +37,7 @@ _RESIZES: Final = re.compile(rb"(?:[\x20-\x3e]|\x3f[\x80-\xff]*[\x00-\x7f]){3}",
 _UNWANTED_IN_VALUE: Final = re.compile(rb"[\x00\r\n]")
 #: Fields of HTTP/1 connections make an answer malformed. [RFC 9113, 8.2.2]
 _OF_CONNECTION: Final = frozenset(
-    {b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"},
+    {b"connection", b"proxy-connection", b"keep-alive", b"te", b"transfer-encoding", b"upgrade"},
 )
 
 
@@ -69,14 +69,15 @@ class BlockReader:
 
     Attributes:
         known: Blocks that need no decoding now; empty as long as equal bytes may differ in meaning.
+        stateless: No block can change how a later one is read.
     """
 
-    __slots__ = ("_decoder", "_limits", "_stateless", "known")
+    __slots__ = ("_decoder", "_limits", "known", "stateless")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._decoder: Decoder | None = None
-        self._stateless = False
+        self.stateless = False
         self.known: dict[bytes, Block] = {}
 
     def table_refused(self) -> None:
@@ -103,23 +104,25 @@ class BlockReader:
         """
         if _RESIZES.match(block):
             raise BrokenSessionError(ErrorCode.COMPRESSION_ERROR, "compression", "too many changes of the table's size")
-        decoder = _decoder(self._limits) if self._stateless else self._decoder
+        decoder = _decoder(self._limits) if self.stateless else self._decoder
         if decoder is None:
             decoder = self._decoder = Decoder(max_header_list_size=self._limits.header_list_bytes_max)
         try:
             fields = decoder.decode(block, raw=True)
         except OversizedHeaderListError as error:
-            if not self._stateless:
-                raise BrokenSessionError(ErrorCode.ENHANCE_YOUR_CALM, "header_list", str(error)) from error
-            # The rest of the block is not read, and nothing is lost by that: there is no table.
             text = f"the header list is larger than {self._limits.header_list_bytes_max} bytes"
+            if not self.stateless:
+                raise BrokenSessionError(ErrorCode.ENHANCE_YOUR_CALM, "header_list", text) from error
+            # The rest of the block is not read, and nothing is lost by that: there is no table.
             return Block(fault=_oversized(text).outcome)
         except HPACKError as error:
-            raise BrokenSessionError(ErrorCode.COMPRESSION_ERROR, "compression", str(error)) from error
+            # Its text may quote the rest of the block, which is as long as the peer likes.
+            text = f"a header block can't be decoded: {type(error).__name__}"
+            raise BrokenSessionError(ErrorCode.COMPRESSION_ERROR, "compression", text) from error
         result = interpret(fields, self._limits)
-        if self._stateless:
-            if len(block) <= BLOCK_BYTES_KEPT_MAX:
-                if len(self.known) >= BLOCKS_MAX:
+        if self.stateless:
+            if len(block) <= BLOCK_BYTES_KEPT_MAX and len(result.metadata) <= BLOCK_METADATA_KEPT_MAX:
+                if len(self.known) >= BLOCKS_KEPT_MAX:
                     self.known.clear()
                 self.known[block] = result
         elif decoder.max_allowed_table_size == 0:
@@ -128,7 +131,7 @@ class BlockReader:
 
     def _forget(self) -> None:
         self._decoder = None
-        self._stateless = True
+        self.stateless = True
         self.known = _known(self._limits)
 
     @staticmethod
@@ -156,8 +159,9 @@ def interpret(fields: Iterable[tuple[bytes, bytes]], limits: Limits) -> Block:
     """
     Check a header list and take out what gRPC's client needs.
 
-    A block that breaks HTTP's or gRPC's rules comes back with ``fault``. Whitespace around a value is left alone,
-    against RFC 9113, 8.2.1: gRPC's servers don't escape it in grpc-message.
+    A block that breaks HTTP's or gRPC's rules comes back with ``fault``. Two rules are left alone. Whitespace around a
+    value (RFC 9113, 8.2.1): gRPC's servers don't escape it in grpc-message. A content-length that is wrong (8.1.1):
+    gRPC's messages have lengths of their own.
     """
     try:
         return _interpret(fields, limits)
@@ -190,12 +194,18 @@ def _interpret(fields: Iterable[tuple[bytes, bytes]], limits: Limits) -> Block:
         if name == b"content-type":
             content_type = value
         elif name == b"grpc-status":
-            grpc_status = grpc_status if grpc_status is not None else value.decode("latin-1")
+            if grpc_status is not None:
+                raise BrokenCallError(GrpcCode.INTERNAL, "malformed headers: grpc-status twice")
+            grpc_status = value.decode("latin-1")
         elif name == b"grpc-message":
             grpc_message = grpc_message or value
         elif name.endswith(b"-bin"):
+            parts = value.split(b",", limits.header_count_max)
+            count += len(parts) - 1
+            if count > limits.header_count_max:
+                raise _oversized(f"the header list has more than {limits.header_count_max} fields")
             text = name.decode("ascii")
-            metadata.extend((text, _binary(name, part)) for part in value.split(b","))
+            metadata.extend((text, _binary(name, part)) for part in parts)
         else:
             metadata.append((name.decode("ascii"), value.decode("latin-1")))
     trailing = tuple(metadata)

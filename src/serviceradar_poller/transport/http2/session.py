@@ -8,8 +8,14 @@ from serviceradar_poller.errors import GrpcCode
 from serviceradar_poller.transport.http2 import frames, inbound
 from serviceradar_poller.transport.http2.call import Call
 from serviceradar_poller.transport.http2.frames import BrokenSessionError, ErrorCode
-from serviceradar_poller.transport.http2.limits import FRAME_BYTES_DEFAULT, STREAM_ID_MAX, WINDOW_DEFAULT, Limits
-from serviceradar_poller.transport.http2.requests import RequestHeaders, metadata_fields, timeout_field
+from serviceradar_poller.transport.http2.limits import (
+    FRAME_BYTES_DEFAULT,
+    STREAM_ID_MAX,
+    TABLE_BYTES_DEFAULT,
+    WINDOW_DEFAULT,
+    Limits,
+)
+from serviceradar_poller.transport.http2.requests import TABLE_EMPTIED, RequestHeaders, metadata_fields, timeout_field
 from serviceradar_poller.transport.http2.responses import BlockReader
 from serviceradar_poller.transport.http2.status import Cause, GoAway, Outcome, SessionError
 
@@ -33,12 +39,14 @@ class Session:
     """
 
     __slots__ = (
+        "_asked",
         "_block",
         "_blocked",
         "_calls",
         "_hollow",
         "_in",
         "_initial_window",
+        "_late",
         "_need",
         "_next_id",
         "_out",
@@ -49,9 +57,10 @@ class Session:
         "_reader",
         "_receive_window",
         "_replies",
-        "_reset_windows",
         "_send_window",
         "_settings_acked",
+        "_table_notice",
+        "_table_size",
         "_touched",
         "error",
         "going_away",
@@ -76,8 +85,10 @@ class Session:
         self._reader = BlockReader(limits)
         self._receive_window = limits.connection_window_bytes  # what the peer may send
         self._owed = 0  # received: credit to give
-        self._reset_windows: dict[int, int] | None = None  # of calls reset here: what may still come
+        # What may still come on calls that were reset here: whether headers, and how much data.
+        self._late: dict[int, tuple[bool, int]] | None = None
         self._hollow = 0
+        self._asked = 0
         self._settings_acked = False
         self._pings = 0
         # out
@@ -85,7 +96,9 @@ class Session:
         self._initial_window = WINDOW_DEFAULT
         self._peer_frame = FRAME_BYTES_DEFAULT
         self._peer_calls_max = limits.calls_before_settings_max
-        self._blocked: dict[int, Call] | None = None  # calls that wait for a window, longest first
+        self._table_size = TABLE_BYTES_DEFAULT  # of the table that our blocks could use, and don't
+        self._table_notice = b""  # what the next block begins with
+        self._blocked: dict[int, Call] | None = None  # calls that wait for the connection's window, longest first
         self._replies = 0
         self._out: list[bytes | memoryview] = [_greeting(limits)]
 
@@ -139,6 +152,9 @@ class Session:
             block += timeout_field(timeout_s)
         if metadata:
             block += metadata_fields(metadata)
+        if self._table_notice:
+            block = self._table_notice + block
+            self._table_notice = b""
         call_id = self._next_id
         self._next_id = call_id + 2
         call = Call(
@@ -149,7 +165,7 @@ class Session:
             send_window=self._initial_window,
         )
         self._calls[call_id] = call
-        self._hollow = 0
+        self._hollow = self._asked = 0
         frame_max = self._peer_frame
         if message is not None and end and len(block) <= frame_max:
             size = len(message) + 5
@@ -240,7 +256,7 @@ class Session:
             begin = position + frames.FRAME_HEADER_BYTES
             end = begin + (high << 8 | low)
             if end - begin > frame_max or not self.ready:
-                inbound.check_first(self, kind, flags, data, position, end - begin)
+                inbound.check_frame(self, kind, flags, data, position, end - begin)
             if end > size:
                 need = end - position
                 break
@@ -289,7 +305,7 @@ class Session:
         outcome = Outcome(cause=Cause.CONNECTION, code=GrpcCode.UNAVAILABLE.value, message=error.detail)
         for call in list(self._calls.values()):
             self._drop(call, outcome)
-        self._in = self._block = self._reset_windows = None
+        self._in = self._block = self._late = None
         self.ping_pending = False
 
     def _ping_payload(self) -> bytes:
@@ -305,8 +321,7 @@ class Session:
     def _drop(self, call: Call, outcome: Outcome) -> None:
         """End a call."""
         del self._calls[call.id]
-        if self._blocked is not None and self._blocked.pop(call.id, None) is not None and not self._blocked:
-            self._blocked = None
+        self._unblock(call)
         call._end(outcome)
         self._touch(call)
 
@@ -321,11 +336,11 @@ class Session:
         """End a call from this side, with the code that the outcome names."""
         assert outcome.http2_code is not None
         self._out.append(frames.rst_stream(call.id, ErrorCode(outcome.http2_code)))
-        if self._reset_windows is None:
-            self._reset_windows = {}
-        elif len(self._reset_windows) >= self.limits.reset_streams_max:
-            del self._reset_windows[next(iter(self._reset_windows))]
-        self._reset_windows[call.id] = max(call._receive_window, 0)
+        if self._late is None:
+            self._late = {}
+        elif len(self._late) >= self.limits.reset_streams_max:
+            del self._late[next(iter(self._late))]
+        self._late[call.id] = (call._block is None, max(call._receive_window, 0))
         self._drop(call, outcome)
 
     def _credit(self, call: Call) -> None:
@@ -339,13 +354,31 @@ class Session:
         call._receive_window += owed
         self._out.append(frames.window_update(call.id, owed))
 
+    def _limit_table(self, size: int) -> None:
+        """
+        Take note of the largest table that the peer keeps for our header blocks.
+
+        They use none. A peer that lowers it below what it began with wants to read that all the same, at the begin of
+        the next block, and some end the connection without. [RFC 7541, 4.2; RFC 9113, 4.3.1]
+        """
+        if size < self._table_size:
+            self._table_size = 0
+            self._table_notice = TABLE_EMPTIED
+
     def _pump(self, call: Call) -> None:
-        """Let out what the windows allow of a call's request."""
+        """
+        Let out what the windows allow of a call's request.
+
+        A call that waits for its own window alone is not among those that the connection's credit looks at.
+        """
         pending = call._pending
         let_out = False
         while pending:
             room = min(self._send_window, call._send_window, self._peer_frame)
             if room <= 0:
+                if call._send_window <= 0:
+                    self._unblock(call)
+                    return
                 if self._blocked is None:
                     self._blocked = {}
                 if let_out:  # behind those that wait longer: one large request must not starve the others
@@ -372,9 +405,13 @@ class Session:
             call.pending_bytes -= size
             call.sent_all = last
             let_out = True
+            self._hollow = 0  # credit for it may come at any time, also when nothing waits for it
         if call._ending and not call.sent_all:
             call.sent_all = True
             self._out.append(frames.frame_header(0, frames.DATA, frames.END_STREAM, call.id))
+        self._unblock(call)
+
+    def _unblock(self, call: Call) -> None:
         if self._blocked is not None and self._blocked.pop(call.id, None) is not None and not self._blocked:
             self._blocked = None
 
