@@ -135,7 +135,7 @@ def main(*, quick: bool = False) -> Result:
             "cycles": [asdict(cycle) for cycle in cycles],
             "parts_s": dict(by_part(stacks)),
             "functions_s": [
-                {"file": file, "function": function, "seconds": seconds}
+                {"file": short(file), "function": function, "seconds": seconds}
                 for (file, function), seconds in by_function(stacks).most_common(4 * FUNCTIONS)
             ],
         },
@@ -210,7 +210,7 @@ def _parts_table(
     parts = by_part(stacks)
     share_s = main_s / parts.total() if parts.total() else 0.0
     rows = [(part, seconds * share_s) for part, seconds in parts.most_common()]
-    rows += [("other threads: spool, log, gRPC's library", max(whole_s - main_s, 0.0)), ("whole process", whole_s)]
+    rows += [("other threads: spool, log", max(whole_s - main_s, 0.0)), ("whole process", whole_s)]
     return Table(
         title=f"Where the CPU of a cycle goes: {agents:,} agents, {checks:,} checks over native and mutual TLS",
         columns=("part", "µs a check", "%"),
@@ -227,7 +227,7 @@ def _functions_table(stacks: Sequence[Stack], *, checks: int, main_s: float, who
         columns=("function", "µs a check", "%"),
         rows=tuple(
             (
-                f"{_short(file)} {function}",
+                f"{short(file)} {function}",
                 number(1e6 * seconds * share_s / checks),
                 number(100 * seconds * share_s / whole_s),
             )
@@ -236,8 +236,8 @@ def _functions_table(stacks: Sequence[Stack], *, checks: int, main_s: float, who
     )
 
 
-def _short(file: str) -> str:
-    """Return a path from the package or the library on."""
+def short(file: str) -> str:
+    """Return a path from the package or the library on: where they are is the machine's business."""
     for mark in (PACKAGE, "site-packages/"):
         _, found, rest = file.rpartition(mark)
         if found:

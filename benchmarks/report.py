@@ -116,7 +116,7 @@ def machine(date: str) -> dict[str, str]:
         "processor": _processor(),
         "Python": platform.python_version(),
         "grpcio": grpc.__version__,
-        "kernel": platform.release(),
+        "kernel": platform.release().partition("-")[0],
     }
 
 
