@@ -27,8 +27,8 @@ GROWTH_PER_FLAPPING = 1.0
 THREADS_GROWTH_MAX = 1.0
 #: At rest nothing is excused but the connection of whoever is asking, and what runs just then.
 REST_FDS_MAX, REST_TASKS_MAX, REST_CHILDREN_MAX = 2.0, 5.0, 0.0
-#: Of a quarter of a million. The collector of cycles waits until there are so many objects more, of two blocks each, and
-#: each scrape of ours leaves some. It is two blocks for each fault of half an hour; a lost connection takes hundreds.
+#: Of a quarter of a million. The collector of cycles waits until there are so many objects more, of two blocks each,
+#: and each scrape of ours leaves some. It is two blocks for each fault of half an hour; a lost connection has hundreds.
 BLOCKS_GROWTH_MAX = 2.0 * GC_THRESHOLDS[0]
 #: Of memory from the first third to the last; and in an hour, which a few minutes can't tell from noise. What Python
 #: frees of one size it keeps from all others: memory rises to the sum of what each size took at its worst moment.
