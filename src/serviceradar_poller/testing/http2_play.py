@@ -57,6 +57,14 @@ class Step:
     stream_id: int = 0
     payload: bytes = b""
 
+    @property
+    def sent(self) -> bytes:
+        """What the peer sends in a step that is the peer's."""
+        if self.op == "bytes":
+            return self.payload
+        assert self.op == "frame", self
+        return frame(self.a & 0xFF, self.b & 0xFF, self.stream_id & 0xFFFF_FFFF, self.payload)
+
     def __str__(self) -> str:
         match self.op:
             case "frame":
@@ -147,10 +155,8 @@ class Play:
             case "open":
                 if session.room > 0:
                     self._open(step)
-            case "frame":
-                self._receive(frame(step.a & 0xFF, step.b & 0xFF, step.stream_id & 0xFFFF_FFFF, step.payload))
-            case "bytes":
-                self._receive(step.payload)
+            case "frame" | "bytes":
+                self._receive(step.sent)
             case "output":
                 self._output()
             case "ping":
