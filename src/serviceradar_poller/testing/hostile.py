@@ -77,6 +77,18 @@ class Contexts:
 
 
 PLAIN: Final = Contexts()
+#: What a step of the client's own is in a script, where the client does as it likes.
+_ACTS: Final[dict[str, Act]] = {"send": "stall", "finish": "go_on", "close": "break", "eof": "reset"}
+
+
+def script_of(steps: Sequence[Step]) -> list[Act]:
+    """Turn a sequence for a session into a script for a channel's peer: it sends the same, and pauses in between."""
+    return [step if step.op in ("frame", "bytes") else _ACTS.get(step.op, 0.05) for step in steps]
+
+
+def play(steps: Sequence[Step]) -> None:
+    """Play a sequence against a channel; asserts what must hold."""
+    Hostility(script_of(steps), greeted=False).run()
 
 
 class _LightWire(Wire):

@@ -4,7 +4,7 @@ Play sequences of frames and of a client's own steps against a session, and hold
 A sequence is a text, one step a line, so that a corpus can be read and a failure kept as it is:
 
     open 0 20            a unary call with a request of 20 bytes; 1: streamed answer; 2: streamed request
-    frame 1 5 1 88 00*99 a frame from the peer: kind, flags, stream, payload; a run of a byte as 00*99
+    frame 1 5 1 88 00*99 a frame from the peer: kind, flags, stream, payload; what is repeated as 00*99
     bytes 485454502f     bytes from the peer that are no frame
     want 0, take 0, cancel 0, finish 0      on the call opened first
     send 0 70000         a further message of so many bytes
@@ -79,15 +79,16 @@ class Step:
                 return self.op
 
 
-_RUN = re.compile(rb"(.)\1{15,}", re.DOTALL)
+#: One byte, or a small frame, again and again.
+_RUN = re.compile(rb"(.{1,32}?)\1{15,}", re.DOTALL)
 
 
 def _hex(data: bytes) -> str:
-    """Write bytes as words of hexadecimal digits; a long run of one byte as ``00*16384``."""
+    """Write bytes as words of hexadecimal digits; what is repeated as ``00*16384``."""
     words = []
     position = 0
     for run in _RUN.finditer(data):
-        words += [data[position : run.start()].hex(), f"{run[1].hex()}*{len(run[0])}"]
+        words += [data[position : run.start()].hex(), f"{run[1].hex()}*{len(run[0]) // len(run[1])}"]
         position = run.end()
     return " ".join(word for word in (*words, data[position:].hex()) if word)
 

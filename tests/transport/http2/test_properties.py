@@ -139,6 +139,7 @@ def test_the_corpus_keeps_the_invariants_and_reaches_the_code() -> None:
     assert len(corpus) >= 20
     assert all(parse("\n".join(map(str, steps))) == steps for steps in corpus)
     search = Search(corpus, random.Random(0))
+    search.begin()
     assert len(search.lines) > 700
 
 
@@ -146,6 +147,7 @@ def test_the_corpus_keeps_the_invariants_and_reaches_the_code() -> None:
 def test_a_short_search_finds_no_failure() -> None:
     """Mutants of the corpus, drawn by one seed, keep the invariants, and some execute something new."""
     search = Search(load(CORPUS), random.Random(1))
+    search.begin()
     for _ in range(400):
         search.once()
     assert search.found and search.runs == len(load(CORPUS)) + 400

@@ -14,7 +14,7 @@ from serviceradar_poller.config.model import SecurityConfig, SecurityMode, TlsCo
 from serviceradar_poller.env import SystemClock
 from serviceradar_poller.lab.tls import server_context
 from serviceradar_poller.testing import http2_frames as wire
-from serviceradar_poller.testing.hostile import Act, Contexts, Hostility, Unsealed
+from serviceradar_poller.testing.hostile import Act, Contexts, Hostility, Unsealed, script_of
 from serviceradar_poller.testing.http2_play import Step, load
 from serviceradar_poller.testing.http2_strategies import FRAMES
 from serviceradar_poller.transport.credentials import CredentialsCache
@@ -89,8 +89,7 @@ def test_the_corpus() -> None:
     """What the search of the session found is survived by the whole channel too; calls come to all kinds of ends."""
     reasons: set[str] = set()
     for steps in load(CORPUS):
-        script: list[Act] = [step if step.op in ("frame", "bytes") else 0.05 for step in steps]
-        hostility = Hostility(script, greeted=False)
+        hostility = Hostility(script_of(steps), greeted=False)
         try:
             hostility.run()
         except BaseException as error:
