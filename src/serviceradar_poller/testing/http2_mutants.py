@@ -81,7 +81,7 @@ class Mutator:
     def _changed(self, step: Step) -> Step:
         chance = self._chance
         payload = bytearray(step.payload)
-        match chance.randrange(7):
+        match chance.randrange(7) if step.op in ("frame", "bytes") else chance.randrange(2):
             case 0:
                 return replace(step, a=step.a ^ 1 << chance.randrange(4))
             case 1:

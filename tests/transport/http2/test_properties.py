@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import random
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, target
 from hypothesis import strategies as st
 
 from serviceradar_poller.testing import http2_frames as wire
-from serviceradar_poller.testing.http2_fuzz import main
-from serviceradar_poller.testing.http2_play import LIMITS, Play, Step, load, parse
-from serviceradar_poller.testing.http2_search import Search, features, traced
+from serviceradar_poller.testing.http2_play import LIMITS, Play, Step
 from serviceradar_poller.testing.http2_strategies import FRAMES, OWN, START
 from serviceradar_poller.transport.http2 import Limits, Session
 from serviceradar_poller.transport.http2.responses import BlockReader, interpret
-
-CORPUS = Path(__file__).parents[2] / "data" / "http2_corpus"
 
 RECORDED = b"".join(
     (
@@ -131,51 +125,3 @@ def test_remembered_blocks_mean_what_decoding_gives() -> None:
     for block in (wire.HEADERS_OK, wire.TRAILERS_OK, b"\x88\x5f\x10application/grpc"):
         read = first.read(block)
         assert first.known[block] is read and read == second.read(block)
-
-
-def test_the_corpus_keeps_the_invariants_and_reaches_the_code() -> None:
-    """The saved sequences play clean, read back as they were written, and execute nearly every line."""
-    corpus = load(CORPUS)
-    assert len(corpus) >= 20
-    assert all(parse("\n".join(map(str, steps))) == steps for steps in corpus)
-    search = Search(corpus, random.Random(0))
-    search.begin()
-    assert len(search.lines) > 700
-
-
-@pytest.mark.slow
-def test_a_short_search_finds_no_failure() -> None:
-    """Mutants of the corpus, drawn by one seed, keep the invariants, and some execute something new."""
-    search = Search(load(CORPUS), random.Random(1))
-    search.begin()
-    for _ in range(400):
-        search.once()
-    assert search.found and search.runs == len(load(CORPUS)) + 400
-
-
-def test_a_failure_comes_with_its_sequence() -> None:
-    """A sequence that breaks an invariant is told step by step, as a corpus file."""
-
-    class Broken(Play):
-        def check(self) -> None:
-            assert not self.calls, "a call was opened"
-
-    with pytest.raises(AssertionError, match="a call was opened"):
-        Broken().run(START)
-    search = Search([], random.Random(0))
-    with pytest.raises(AssertionError) as caught:
-        search._run((Step("open", 0, 1), Step("nothing")))
-    assert caught.value.__notes__ == ["open 0 1\nnothing"]
-
-
-def test_coverage_tells_runs_apart() -> None:
-    """Two runs that differ in what they execute differ in their features; equal runs don't."""
-    runs = [features(traced(lambda steps=steps: Play().run(steps))) for steps in (START, START, START[:1])]  # type: ignore[misc]
-    assert runs[0] == runs[1] != runs[2]
-
-
-def test_the_search_runs_as_a_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The program searches for its time and writes what it kept as readable sequences."""
-    assert main([str(CORPUS), "--seconds", "0.1", "--seed", "3", "--keep", str(tmp_path)]) == 0
-    assert "sequences" in capsys.readouterr().out
-    assert all(parse(path.read_text(encoding="ascii")) for path in tmp_path.glob("*.txt"))
