@@ -24,6 +24,7 @@ from serviceradar_poller.testing.http2_frames import REQUEST, frame, frames_of
 from serviceradar_poller.transport.http2 import Call, Cause, Limits, Outcome, Session
 from serviceradar_poller.transport.http2.frames import DATA, PREFACE, SETTINGS, WINDOW_UPDATE
 from serviceradar_poller.transport.http2.limits import WINDOW_DEFAULT
+from serviceradar_poller.transport.http2.status import Metadata
 
 #: Small, so that short sequences reach them.
 LIMITS = Limits(
@@ -182,12 +183,15 @@ class Play:
             if call.outcome is not None:
                 self.outcomes[call.id] = call.outcome
                 assert 0 <= call.outcome.code <= 16
-                assert len(call.outcome.message) <= limits.status_text_chars_max + 300
+                assert len(call.outcome.message) <= limits.status_text_chars_max + 300, "a text of the peer's length"
+                self._check_metadata(call.outcome.metadata)
+            self._check_metadata(call.initial_metadata)
         opened = [call for call in self.calls if call.outcome is None]
         assert session.active == len(opened)
         assert 0 <= session.room <= limits.calls_max
         if session.error is not None:
             assert not opened and session.room == 0
+            assert len(session.error.detail) <= limits.status_text_chars_max + 300, "an error of the peer's length"
             return
         assert session._receive_window >= 0, "the connection's window is negative"
         assert session._send_window >= 0, "more was sent than the connection's window"
@@ -200,6 +204,15 @@ class Play:
             asked = max(call._wanted - self.taken.get(call.id, 0), 0)
             bound += limits.stream_window_bytes + asked * (limits.message_bytes_max + 5)
         assert session.buffered_bytes <= bound, "more is kept than the limits allow"
+
+    def _check_metadata(self, metadata: Metadata) -> None:
+        """Assert that decoding has not made more of a block than the limits allow to be in it."""
+        limits = self.limits
+        assert len(metadata) <= limits.header_count_max, "more metadata than fields are allowed"
+        # Values of one field share its name.
+        names = {id(name): len(name) for name, _ in metadata}
+        size = sum(names.values()) + sum(len(value) for _, value in metadata)
+        assert size <= limits.header_list_bytes_max, "more bytes of metadata than the header list may have"
 
     def _open(self, step: Step) -> None:
         size = abs(step.b) % _REQUEST_BYTES_MAX
