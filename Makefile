@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PB     := src/serviceradar_poller/wire/pb
 
-.PHONY: setup demo run check test bench docs proto lock clean
+.PHONY: setup demo run check test fuzz bench docs proto lock clean
 
 setup: $(STAMP)
 
@@ -31,6 +31,14 @@ check: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Looks for bytes that hurt our HTTP/2, in a session alone and in a whole channel; what it finds is kept in build/fuzz.
+SECONDS ?= 60
+SEED ?= 1
+FUZZ := $(BIN)/python -m serviceradar_poller.testing.http2_fuzz tests/data/http2_corpus --keep build/fuzz
+fuzz: setup
+	$(FUZZ) --seconds $(SECONDS) --seed $(SEED)
+	$(FUZZ) --seconds $(SECONDS) --seed $(SEED) --channel
 
 bench: setup
 	$(BIN)/python -m benchmarks

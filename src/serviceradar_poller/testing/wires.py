@@ -94,6 +94,10 @@ class Wire(asyncio.Transport):
         """Let the server send bytes of HTTP/2 that it would not."""
         self._to_client(self._tls.encrypt(data) if self._tls is not None else data)
 
+    def send_unsealed(self, data: bytes) -> None:
+        """Let the peer send bytes past its TLS, if it has any."""
+        self._to_client(data)
+
     # what asyncio has
 
     def write(self, data: Any) -> None:
@@ -184,6 +188,16 @@ class Wire(asyncio.Transport):
             self.break_off(ConnectionResetError(104, "Connection reset by peer"))
 
 
+class Socket:
+    """What stands for a connected socket; *make_wire* is who is at its other end, None for the loop's own."""
+
+    def __init__(self, make_wire: Callable[[], Wire] | None = None) -> None:
+        self.make_wire = make_wire
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 class WireLoop(SimLoop):
     """Virtual time, and connections that lead to wires."""
 
@@ -195,7 +209,7 @@ class WireLoop(SimLoop):
     async def create_connection(self, protocol_factory: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
         """Connect to a new wire."""
         protocol = protocol_factory()
-        wire = self.make_wire()
+        wire = (getattr(kwargs.get("sock"), "make_wire", None) or self.make_wire)()
         self.wires.append(wire)
         try:
             await asyncio.sleep(0)

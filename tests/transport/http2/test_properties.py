@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import random
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, target
 from hypothesis import strategies as st
 
 from serviceradar_poller.testing import http2_frames as wire
-from serviceradar_poller.testing.http2_fuzz import LIMITS, Play, Search, Step, features, load, main, parse, traced
+from serviceradar_poller.testing.http2_play import LIMITS, Play, Step
+from serviceradar_poller.testing.http2_strategies import FRAMES, OWN, START
 from serviceradar_poller.transport.http2 import Limits, Session
 from serviceradar_poller.transport.http2.responses import BlockReader, interpret
-
-CORPUS = Path(__file__).parents[2] / "data" / "http2_corpus"
 
 RECORDED = b"".join(
     (
@@ -89,72 +86,6 @@ def test_any_bytes_are_survived(parts: list[bytes], greeted: bool) -> None:
     play.run(Step("bytes", payload=part) for part in parts)
 
 
-KINDS = st.integers(0, 11)
-STREAMS = st.sampled_from([0, 1, 1, 3, 3, 5, 2, 99])
-FLAGS = st.sampled_from([0, 1, 4, 4, 5, 5, 8, 0xC, 0x2C, 0xFF])
-FIELDS = st.sampled_from(
-    [
-        (b":status", b"200"),
-        (b":status", b"103"),
-        (b":status", b"404"),
-        (b"content-type", b"application/grpc"),
-        (b"grpc-status", b"0"),
-        (b"grpc-status", b"7"),
-        (b"grpc-message", b"%20%zz"),
-        (b"a-bin", b"AAE,A"),
-        (b"A", b"b"),
-        (b"a", b"b" * 500),
-    ]
-)
-NUMBERS = st.sampled_from([0, 1, 5, 65_535, 65_536, 2**31 - 1, 2**31, 2**32 - 1]).map(lambda n: n.to_bytes(4, "big"))
-PAYLOADS = st.one_of(
-    st.binary(max_size=40),
-    NUMBERS,
-    st.builds(bytes.__add__, NUMBERS, NUMBERS),
-    st.lists(FIELDS, max_size=5).map(wire.block),
-    st.just(wire.HEADERS_OK),
-    st.just(wire.TRAILERS_OK),
-    st.binary(max_size=300).map(wire.prefixed),
-    st.integers(0, 16_385).map(bytes),
-    st.builds(lambda key, value: bytes((0, key)) + value, st.integers(1, 6), NUMBERS),
-)
-FRAMES = st.one_of(
-    st.builds(
-        lambda kind, flags, stream, payload: Step("frame", kind, flags, stream, payload),
-        KINDS,
-        FLAGS,
-        STREAMS,
-        PAYLOADS,
-    ),
-    st.builds(
-        lambda whole: Step("bytes", payload=whole),
-        st.one_of(
-            st.sampled_from([1, 3, 5]).map(wire.headers),
-            st.sampled_from([1, 3, 5]).map(wire.answer),
-            st.sampled_from([1, 3, 5]).map(wire.trailers),
-            st.builds(wire.data, st.sampled_from([1, 3, 5]), st.binary(max_size=99).map(wire.prefixed)),
-            st.builds(
-                wire.datas, st.sampled_from([1, 3]), st.integers(0, 99_000).map(lambda n: wire.prefixed(bytes(n)))
-            ),
-            st.builds(wire.window, st.sampled_from([0, 1, 3, 5]), st.integers(1, 100_000)),
-            st.just(wire.ping()),
-        ),
-    ),
-)
-OWN = st.builds(
-    Step,
-    st.sampled_from(["open", "open", "want", "take", "cancel", "finish", "send", "output", "output", "ping"]),
-    st.integers(0, 3),
-    st.sampled_from([0, 1, 20, 16_380, 70_000]),
-)
-START = (
-    Step("bytes", payload=wire.settings((3, 6), (4, 65_535)) + wire.SETTINGS_ACK),
-    Step("open", 0, 20),
-    Step("open", 1, 20),
-    Step("open", 2, 70_000),
-)
-
-
 @given(st.lists(FRAMES | OWN, max_size=25))
 @settings(max_examples=400)
 @pytest.mark.slow
@@ -194,49 +125,3 @@ def test_remembered_blocks_mean_what_decoding_gives() -> None:
     for block in (wire.HEADERS_OK, wire.TRAILERS_OK, b"\x88\x5f\x10application/grpc"):
         read = first.read(block)
         assert first.known[block] is read and read == second.read(block)
-
-
-def test_the_corpus_keeps_the_invariants_and_reaches_the_code() -> None:
-    """The saved sequences play clean, read back as they were written, and execute nearly every line."""
-    corpus = load(CORPUS)
-    assert len(corpus) >= 20
-    assert all(parse("\n".join(map(str, steps))) == steps for steps in corpus)
-    search = Search(corpus, random.Random(0))
-    assert len(search.lines) > 700
-
-
-@pytest.mark.slow
-def test_a_short_search_finds_no_failure() -> None:
-    """Mutants of the corpus, drawn by one seed, keep the invariants, and some execute something new."""
-    search = Search(load(CORPUS), random.Random(1))
-    for _ in range(400):
-        search.once()
-    assert search.found and search.runs == len(load(CORPUS)) + 400
-
-
-def test_a_failure_comes_with_its_sequence() -> None:
-    """A sequence that breaks an invariant is told step by step, as a corpus file."""
-
-    class Broken(Play):
-        def check(self) -> None:
-            assert not self.calls, "a call was opened"
-
-    with pytest.raises(AssertionError, match="a call was opened"):
-        Broken().run(START)
-    search = Search([], random.Random(0))
-    with pytest.raises(AssertionError) as caught:
-        search._run((Step("open", 0, 1), Step("nothing")))
-    assert caught.value.__notes__ == ["open 0 1\nnothing"]
-
-
-def test_coverage_tells_runs_apart() -> None:
-    """Two runs that differ in what they execute differ in their features; equal runs don't."""
-    runs = [features(traced(lambda steps=steps: Play().run(steps))) for steps in (START, START, START[:1])]  # type: ignore[misc]
-    assert runs[0] == runs[1] != runs[2]
-
-
-def test_the_search_runs_as_a_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The program searches for its time and writes what it kept as readable sequences."""
-    assert main([str(CORPUS), "--seconds", "0.1", "--seed", "3", "--keep", str(tmp_path)]) == 0
-    assert "sequences" in capsys.readouterr().out
-    assert all(parse(path.read_text(encoding="ascii")) for path in tmp_path.glob("*.txt"))
