@@ -37,6 +37,7 @@ LIMITS = Limits(
     continuations_max=3,
     settings_max=8,
     replies_max=20,
+    asks_max=60,
     hollow_frames_max=20,
     informational_max=2,
     reset_streams_max=2,

@@ -268,15 +268,26 @@ def test_answers_taken_are_no_flood() -> None:
     assert session.error is None
 
 
-@pytest.mark.parametrize("asked", [ping(), settings((4, 5)) + settings((4, 9))])
-def test_answers_taken_are_a_flood_in_the_end(asked: bytes) -> None:
-    """10.5: however well PING and SETTINGS are paced, they end the connection where nothing else comes of it."""
-    session = warm(Limits(asks_max=100))
-    opened(session, streaming=True)
-    for _ in range(1000):
+@pytest.mark.parametrize(
+    ("asked", "calls", "rounds"),
+    [
+        (ping(), 1, 1000),
+        (ping() + data(1, b"\0"), 1, 1000),
+        (settings((4, 5)) + settings((4, 9)), 1, 500),
+        (settings((4, 5)) + settings((4, 9)), 160, 45),
+    ],
+)
+def test_answers_taken_are_a_flood_in_the_end(asked: bytes, calls: int, rounds: int) -> None:
+    """10.5: however well PING and SETTINGS are paced, too many for the calls that are begun end the connection."""
+    session = warm(Limits(asks_max=1000))
+    for _ in range(calls):
+        opened(session, streaming=True)
+    session.receive(headers(1))
+    for _ in range(rounds):
+        assert session.error is None
         session.receive(asked)
         session.take_output()
-    assert session.error is not None and session.error.http2_code == ErrorCode.ENHANCE_YOUR_CALM
+    assert broken(session, asked)[1] is ErrorCode.ENHANCE_YOUR_CALM
 
 
 def test_credit_byte_by_byte_is_a_flood() -> None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _UNTRAILED: Final = Outcome(
     cause=Cause.PROTOCOL, code=GrpcCode.INTERNAL.value, message="the answer ended without trailers"
 )
+#: Calls whose windows are moved for what answering a ping costs.
+CALLS_PER_ASK: Final = 16
 
 
 class OpenBlock:
@@ -74,9 +76,9 @@ def _reply(session: Session) -> None:
         raise BrokenSessionError(ErrorCode.ENHANCE_YOUR_CALM, "flood", "too many frames that ask for an answer")
 
 
-def _ask(session: Session) -> None:
-    """Count a frame that has to be answered, and is for no call."""
-    session._asked += 1
+def _ask(session: Session, cost: int = 1) -> None:
+    """Count a frame that has to be answered, and is for no call; one may cost as much as several."""
+    session._asked += cost
     if session._asked > session.limits.asks_max:
         raise BrokenSessionError(ErrorCode.ENHANCE_YOUR_CALM, "flood", "too many PING and SETTINGS")
     _reply(session)
@@ -127,7 +129,7 @@ def _on_data(session: Session, flags: int, stream_id: int, data: bytes, begin: i
     if begin == end and not flags & frames.END_STREAM:
         hollow(session)
     else:
-        session._hollow = session._asked = 0
+        session._hollow = 0
     arrived = call._arrived
     try:
         call._feed(data, begin, end, session.limits.message_bytes_max)
@@ -240,7 +242,7 @@ def _on_first_block(session: Session, call: Call, block: Block, ends: bool) -> N
         session._finish(call, call._conclude(block.outcome))
     elif status == 200 and block.is_grpc and not ends:
         call._block = block
-        session._hollow = session._asked = 0
+        session._hollow = 0
     else:
         if status != 200:
             text = f"HTTP status {status} without a gRPC status"
@@ -323,9 +325,9 @@ def _on_settings(session: Session, flags: int, stream_id: int, data: bytes, begi
             session._peer_frame = value
         elif key == frames.SETTING_ENABLE_PUSH and value:
             raise BrokenSessionError(ErrorCode.PROTOCOL_ERROR, "settings", "a server that enables push")
-    _ask(session)
-    session._out.append(frames.frame(frames.SETTINGS, frames.ACK, 0))
     delta = initial_window - session._initial_window
+    _ask(session, 1 + len(session._calls) // CALLS_PER_ASK if delta else 1)
+    session._out.append(frames.frame(frames.SETTINGS, frames.ACK, 0))
     if delta:
         session._initial_window = initial_window
         for call in session._calls.values():
@@ -395,10 +397,13 @@ def _on_goaway(session: Session, flags: int, stream_id: int, data: bytes, begin:
     code = int.from_bytes(data[begin + 4 : begin + 8], "big")
     chars_max = session.limits.status_text_chars_max
     text = data[begin + 8 : min(end, begin + 8 + chars_max * 4)].decode("utf-8", "replace")[:chars_max]
-    if session.going_away is not None:
+    known = session.going_away
+    if known is not None:
         hollow(session)
-        last_id = min(last_id, session.going_away.last_stream_id)
+        last_id = min(last_id, known.last_stream_id)
     session.going_away = GoAway(last_stream_id=last_id, code=code, text=text)
+    if known is not None and last_id == known.last_stream_id:
+        return
     detail = f"the peer is closing the connection: {error_name(code)}{f', {text}' if text else ''}"
     outcome = Outcome(cause=Cause.REFUSED, code=GrpcCode.UNAVAILABLE.value, message=detail, http2_code=code)
     for call in [call for call in session._calls.values() if call.id > last_id]:

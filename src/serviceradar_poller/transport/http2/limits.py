@@ -67,8 +67,8 @@ class Limits:
     that makes us write faster than it reads would grow the output without an end."""
 
     asks_max: int = 10_000
-    """PING and SETTINGS in a row with nothing for any call between them: answering them costs time, however well they
-    are paced. It is a ping every 10 s for a day without a call."""
+    """PING and SETTINGS for which no call was begun in between: answering them costs time, however well they are
+    paced; SETTINGS that move the windows of many calls count several times. A ping every 10 s reaches it in a day."""
 
     hollow_frames_max: int = 2000
     """Frames in a row that carry nothing for any call (empty DATA, PRIORITY, unknown kinds, credit that lets nothing
