@@ -223,7 +223,7 @@ def test_frozen_server(new_peer: Callable[[str], PeerProcess], mtls: SecurityCon
             for reason, opened in (("timeout", 1), ("connect_timeout", 2), ("connect_timeout", 2)):
                 began_at = loop.time()
                 error = await failure(channel.unary(f"{SERVICE}Unary", b"x", 0.2))
-                assert 0.18 <= loop.time() - began_at < 0.7
+                assert 0.18 <= loop.time() - began_at < 3.0
                 assert (error.reason, channel.opened) == (reason, opened)
             peer.signal(signal.SIGCONT)
             assert await channel.unary(f"{SERVICE}Unary", b"x", AMPLE_S) == b"x"
