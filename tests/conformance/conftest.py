@@ -2,20 +2,23 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from serviceradar_poller.config.model import SecurityConfig, SecurityMode, TlsConfig
 from serviceradar_poller.lab.pki import make_pki
 from serviceradar_poller.testing.conformance import PeerProcess, python_command
+from serviceradar_poller.testing.conformance_npm import UnreachedError, install
 
 KINDS = ("grpcio", "grpclib", "grpc-js")
 _JS = Path(__file__).parent / "grpcjs"
-_NPM_TIMEOUT_S = 60.0
+#: Set by continuous integration, so that the tests with grpc-js can't go missing unseen.
+_REQUIRED = "CONFORMANCE_NODE_REQUIRED"
 
 NewPeer = Callable[[str], PeerProcess]
 
@@ -41,23 +44,24 @@ def mtls(pki: Path) -> SecurityConfig:
 @pytest.fixture(scope="session")
 def grpcjs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the JavaScript server and what it needs; the versions and hashes are those of its lock file."""
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node is None or npm is None:
-        pytest.skip("node and npm are not installed")
+    npm = shutil.which("npm")
+    if npm is None or shutil.which("node") is None:
+        _do_without("node and npm are not installed")
     folder = tmp_path_factory.mktemp("grpcjs")
     for name in ("package.json", "package-lock.json", "server.js"):
         shutil.copy(_JS / name, folder)
-    command = [npm, "ci", "--ignore-scripts", "--prefer-offline", "--no-audit", "--no-fund", "--fetch-retries=0"]
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_NPM_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        pytest.skip(f"npm did not install @grpc/grpc-js within {_NPM_TIMEOUT_S:g} s")
-    if done.returncode:
-        # A wrong hash is a failure: only a registry that can't be reached is none of ours.
-        assert "EINTEGRITY" not in done.stderr, done.stderr
-        why = [line for line in done.stderr.splitlines() if line.startswith("npm error")]
-        pytest.skip(f"npm can't install @grpc/grpc-js: {'; '.join(why)[:200]}")
+        install(npm, folder)
+    except UnreachedError as error:
+        _do_without(str(error))
     return folder
+
+
+def _do_without(why: str) -> NoReturn:
+    """Skip for want of grpc-js, or fail where it must not be wanting."""
+    if os.environ.get(_REQUIRED):
+        pytest.fail(f"{why}, and {_REQUIRED} is set")
+    pytest.skip(f"no grpc-js: {why}")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 from serviceradar_poller.config.model import SecurityConfig
 from serviceradar_poller.errors import CallError, GrpcCode
 from serviceradar_poller.testing.conformance import SERVICE, PeerProcess, broken_request, stream_request
-from serviceradar_poller.testing.conformance_client import AMPLE_S, channel_to, drive, messages
+from serviceradar_poller.testing.conformance_client import AMPLE_S, channel_to, drive, messages, new_transport
 from serviceradar_poller.testing.conformance_proxy import Cut, Proxy, Way
 from serviceradar_poller.testing.contract import failure
 from serviceradar_poller.transport.native.channel import NativeChannel
@@ -18,6 +18,8 @@ from serviceradar_poller.transport.native.connection import Connection
 
 #: What a connection that ends where it likes may be to the caller.
 REASONS = {"reset", "protocol", "goaway", "tls"}
+#: Two handshakes differ by so much at most.
+SIGNATURES_VARY_BYTES = 16
 ANSWER = [b"%08d" % index for index in range(3)]
 
 
@@ -47,14 +49,14 @@ async def cut_short(call: Awaitable[object]) -> CallError | None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reset", [False, True], ids=["fin", "rst"])
-@pytest.mark.parametrize("way", Way)
-def test_cut_at_every_byte(grpcio: PeerProcess, way: Way, reset: bool) -> None:
+@pytest.mark.parametrize("way", Way, ids=["up", "down"])
+def test_cut_at_every_byte(peer: PeerProcess, way: Way, reset: bool) -> None:
     """
     Wherever a connection ends, the call under way fails with a reason that is worth a retry, the next one succeeds.
 
     All calls of an exchange that had their answer keep it.
     """
-    target = grpcio.start()
+    target = peer.start()
 
     async def main() -> None:
         async with Proxy(target) as proxy:
@@ -81,30 +83,48 @@ def test_cut_at_every_byte(grpcio: PeerProcess, way: Way, reset: bool) -> None:
 
 
 @pytest.mark.slow
-def test_tls_cut_at_every_byte(grpcio: PeerProcess, mtls: SecurityConfig) -> None:
-    """The same with TLS, for a sample of offsets in the handshake and after."""
+@pytest.mark.parametrize(("reset", "step"), [(False, 1), (True, 5)], ids=["fin", "rst"])
+@pytest.mark.parametrize("way", Way, ids=["up", "down"])
+def test_tls_cut_at_every_byte(grpcio: PeerProcess, mtls: SecurityConfig, way: Way, reset: bool, step: int) -> None:
+    """
+    The same with TLS, in the handshake and after.
+
+    Handshakes cost what such a test takes: RST comes at every fifth byte, the next call is made after every eighth.
+
+    Before the peer's SETTINGS have arrived, an end may mean that it refused our certificate: the reason is then ``tls``
+    and no retry is promised. After them, every failure is worth one.
+    """
     target = grpcio.start(tls=True)
+    transport = new_transport()
 
     async def main() -> None:
-        failures = 0
         async with Proxy(target) as proxy:
-            for way in Way:
-                proxy.cut = None
-                async with channel_to(proxy.address, mtls) as channel:
-                    await channel.unary(f"{SERVICE}Unary", b"question", AMPLE_S)
-                for offset in range(0, proxy.passed[way] - 40, 29):
-                    proxy.cut = Cut(way=way, offset_bytes=offset, reset=bool(offset % 2))
-                    async with channel_to(proxy.address, mtls) as channel:
-                        for _ in range(2):
-                            # The last bytes may be the peer's goodbye: then it is the second call that meets the cut.
-                            error = await cut_short(channel.unary(f"{SERVICE}Unary", b"question", 5.0))
-                            proxy.cut = None
-                            if error is not None:
-                                assert error.reason in REASONS, (way, offset, error)
-                                failures += 1
-                                break
+            async with channel_to(proxy.address, mtls, transport=transport) as channel:
+                await channel.acquire(f"{SERVICE}Unary", AMPLE_S, AMPLE_S)
+                settings_by = proxy.passed[way] + SIGNATURES_VARY_BYTES
+                await exchange(channel)
+            total = proxy.passed[way]
+            assert total > settings_by
+            offsets = range(0, total, step)
+            reasons: Counter[str] = Counter()
+            for offset in offsets:
+                proxy.cut = Cut(way=way, offset_bytes=offset, reset=reset)
+                async with channel_to(proxy.address, mtls, transport=transport) as channel:
+                    error = await cut_short(exchange(channel))
+                    proxy.cut = None
+                    if error is None:
+                        # The last bytes are the goodbye, or acknowledgements: the next call may meet the cut.
+                        error = await cut_short(channel.unary(f"{SERVICE}Unary", b"", 5.0))
+                    if error is not None:
+                        reasons[error.reason] += 1
+                        assert error.reason in REASONS, (offset, error)
+                        assert error.retryable is (error.reason != "tls"), (offset, error)
+                        assert error.reason != "tls" or offset <= settings_by, (offset, error)
+                    if offset % 8 == 0:
                         assert await channel.unary(f"{SERVICE}Unary", b"next", AMPLE_S) == b"next"
-            assert failures > 50
+            assert reasons["tls"] > 0
+            assert reasons["reset"] > 0
+            assert reasons.total() > len(offsets) * 0.9
 
     drive(main)
 

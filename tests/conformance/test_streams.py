@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-import zlib
+import hashlib
 from collections.abc import AsyncIterator, Callable
 
 import msgspec
@@ -9,31 +9,28 @@ import pytest
 
 from serviceradar_poller.config.model import SecurityConfig
 from serviceradar_poller.errors import GrpcCode
-from serviceradar_poller.testing.conformance import SERVICE, PeerProcess, stream_request
-from serviceradar_poller.testing.conformance_client import AMPLE_S, channel_to, drive
+from serviceradar_poller.testing.conformance import SERVICE, PeerProcess, piece, stream_request
+from serviceradar_poller.testing.conformance_client import AMPLE_S, channel_to, connection_of, drive
 from serviceradar_poller.testing.contract import failure
 from serviceradar_poller.transport.http2.limits import Limits
-from serviceradar_poller.transport.native.channel import NativeChannel
-from serviceradar_poller.transport.native.connection import Connection
 
 MIB = 1024 * 1024
+LARGE_BYTES = 50_000_000
 LIMITS = Limits()
 #: What a stream and the connection add to a window: one frame under way, prefixes, a request.
 SLACK_BYTES = 64 * 1024
 
 
-def connection_of(channel: NativeChannel) -> Connection:
-    connection = channel._connection
-    assert connection is not None
-    return connection
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [32 * 1024, MIB])
 def test_large_answer(peer: PeerProcess, security: SecurityConfig | None, size: int) -> None:
-    """Fifty megabytes are read message by message, in order, and never more is kept than a window and a message."""
+    """
+    A stream of fifty megabytes is read message by message, whole and in order.
+
+    Never more is kept of it than a window and a message.
+    """
     address = peer.start(tls=security is not None)
-    count = 50_000_000 // size
+    count = -(-LARGE_BYTES // size)
 
     async def main() -> None:
         async with channel_to(address, security) as channel:
@@ -41,9 +38,7 @@ def test_large_answer(peer: PeerProcess, security: SecurityConfig | None, size: 
             kept_bytes_max = 0
             for index in range(count):
                 message = await stream.read()
-                assert message is not None
-                assert len(message) == size
-                assert message.startswith(index.to_bytes(8, "big") + b"x")
+                assert (message == piece(index, size)) is True  # without a printout of it
                 if index % 16 == 0:
                     await asyncio.sleep(0.002)  # the reader is the slower one: the server runs into the window
                 kept_bytes_max = max(kept_bytes_max, connection_of(channel).session.buffered_bytes)
@@ -101,27 +96,33 @@ def test_answer_broken_off(peer: PeerProcess, mtls: SecurityConfig, after: int) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [1000, MIB])
-def test_large_request(peer: PeerProcess, security: SecurityConfig | None, size: int) -> None:
-    """Twenty megabytes of messages reach the server, whole and in order; what waits to be sent stays bounded."""
+@pytest.mark.parametrize(
+    ("size", "total"), [(1000, MIB), (32 * 1024, LARGE_BYTES), (MIB, LARGE_BYTES)], ids=["1000", "32768", "1048576"]
+)
+def test_large_request(peer: PeerProcess, security: SecurityConfig | None, size: int, total: int) -> None:
+    """
+    A stream of fifty megabytes reaches the server, whole and in order, and one of a thousand small messages does.
+
+    What waits to be sent stays bounded.
+    """
     address = peer.start(tls=security is not None)
-    count = (20 * MIB if size > 1000 else MIB) // size
-    crc = 0
+    count = -(-total // size)
+    hashed = hashlib.sha256()
     kept_bytes_max = 0
 
     async def main() -> None:
         async with channel_to(address, security) as channel:
 
             async def parts() -> AsyncIterator[bytes]:
-                nonlocal crc, kept_bytes_max
+                nonlocal kept_bytes_max
                 for index in range(count):
-                    part = index.to_bytes(8, "big") * (size // 8)
-                    crc = zlib.crc32(part, crc)
+                    part = piece(index, size)
+                    hashed.update(part)
                     yield part
                     kept_bytes_max = max(kept_bytes_max, connection_of(channel).session.buffered_bytes)
 
             seen = msgspec.json.decode(await channel.send_stream(f"{SERVICE}Collect", parts(), count, AMPLE_S))
-            assert seen == {"count": count, "bytes": count * (size // 8 * 8), "crc": crc}
+            assert seen == {"count": count, "bytes": count * size, "sha256": hashed.hexdigest()}
             # 64 KiB may wait for the window before the next message is asked for; that and one more are kept.
             assert kept_bytes_max <= 2 * size + 2 * SLACK_BYTES
 
@@ -154,17 +155,20 @@ def test_request_ended_by_the_server(peer: PeerProcess, mtls: SecurityConfig) ->
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        ("grpcio", {"window_bytes": 1024}),
-        ("grpcio", {"window_bytes": 65_535, "frame_bytes_max": 16_384}),
-        ("grpcio", {"window_bytes": 4 * MIB, "frame_bytes_max": 16_777_215}),
-        ("grpclib", {"window_bytes": 65_535}),
+        (kind, {"window_bytes": window, "frame_bytes_max": frame})
+        for kind in ("grpcio", "grpclib", "grpc-js")
+        for window, frame in ((1024, 16_384), (65_535, 16_384), (4 * MIB, 16_777_215))
     ],
-    ids=["tiny-window", "small-frame", "large-frame", "small-window"],
+    ids=[
+        f"{kind}-{name}"
+        for kind in ("grpcio", "grpclib", "grpc-js")
+        for name in ("tiny-window", "small-frame", "large-frame")
+    ],
 )
 def test_windows_and_frames(
     peers: Callable[[str], PeerProcess], mtls: SecurityConfig, kind: str, options: dict[str, int]
 ) -> None:
-    """Requests larger than a server's windows and frames arrive whole, several at a time."""
+    """Requests larger than a server's windows and frames arrive whole, several at a time; it did set them so."""
     address = peers(kind).start(tls=True, **options)
     window = options["window_bytes"]
 
@@ -177,9 +181,8 @@ def test_windows_and_frames(
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(channel.unary(f"{SERVICE}Unary", one, AMPLE_S)) for one in payloads * 3]
             assert [task.result() for task in tasks] == payloads * 3
-            # The server did take the options.
             session = connection_of(channel).session
-            assert session._initial_window == window
-            assert "frame_bytes_max" not in options or session._peer_frame == options["frame_bytes_max"]
+            assert (session._initial_window, session._peer_frame) == (window, options["frame_bytes_max"])
+            assert channel.opened == 1
 
     drive(main)

@@ -4,18 +4,26 @@ Run gRPC servers of others as processes, and ask them what they saw. For conform
 A server process reads commands, one JSON object a line, and answers each by one line: it starts and stops servers with
 the options that a test wants, and tells what reached them. All of them serve ``/conformance.Echo``:
 
-=======  ==========================  =====================================================================
-method   request                     answer
-=======  ==========================  =====================================================================
-Unary    any bytes                   the same
-Slow     {"tag", "delay_s"}          the same, later
-Inspect  any bytes                   {"metadata": {name: text, or a list of a -bin's bytes}, "left_s"}
-Stream   {"count", "size"}           *count* messages of *size* bytes that begin with their index
-Broken   {"count", "code", "text"}   *count* messages of 8 bytes, then that status with TRAILERS
-Collect  stream of messages          {"count", "bytes", "crc"}
-Early    stream of messages          status RESOURCE_EXHAUSTED after the first
-Hang     tag                         never; notes "started" and "ended" with the tag
-=======  ==========================  =====================================================================
+========  ==========================  ====================================================================
+method    request                     answer
+========  ==========================  ====================================================================
+Unary     any bytes                   the same
+Slow      {"tag", "delay_s"}          the same, later
+Slow      {"tag", "gate"}             the same, once "go" has been noted with the gate
+Held      as Slow                     a stream: the same at once, and once more when Slow would answer
+Inspect   any bytes                   {"metadata": {name: text, or a list of a -bin's bytes}, "left_s",
+                                      "headers": the block as it came, where the server lets one see it}
+Stream    {"count", "size"}           *count* messages of *size* bytes: piece(index, size)
+Broken    {"count", "code", "text"}   *count* messages of 8 bytes, then that status with TRAILERS
+Collect   stream of messages          {"count", "bytes", "sha256": of all, one after the other}
+Early     stream of messages          status RESOURCE_EXHAUSTED after the first
+Hang      tag                         never; notes "started" and "ended" with the tag
+HangDown  tag                         a stream: the same, then nothing; notes as Hang does
+HangUp    stream of messages          never, and reads the first only, which is the tag; notes as Hang does
+========  ==========================  ====================================================================
+
+Options of a server, where it has them: ``streams_max``, ``window_bytes``, ``frame_bytes_max``, ``table_bytes`` (of
+HPACK) for its SETTINGS, ``age_s`` for its connections.
 """
 
 from __future__ import annotations
@@ -41,6 +49,9 @@ TRAILER_TEXT: Final = "text of a trailer"
 TRAILER_BYTES: Final = bytes(range(256))
 TRAILERS: Final = (("x-text", TRAILER_TEXT), ("x-raw-bin", TRAILER_BYTES))
 SERVICE: Final = "/conformance.Echo/"
+
+#: Every four bytes of it differ.
+_COUNTED: Final = b"".join(number.to_bytes(4, "big") for number in range(512 * 1024))
 
 
 class PeerProcess:
@@ -89,13 +100,29 @@ class PeerProcess:
         """Start a server and return its address."""
         return f"127.0.0.1:{self.ask('start', port=port, tls=tls, options=options)['port']}"
 
-    def stop(self, address: str) -> None:
-        """Stop a server and break its connections."""
-        self.ask("stop", port=int(address.rpartition(":")[2]))
+    def stop(self, address: str, *, gracefully: bool = False) -> None:
+        """Stop a server and break its connections, or let them finish the calls that are under way."""
+        self.ask("stop", port=_port(address), gracefully=gracefully)
 
     async def wait_for(self, event: str, tag: str) -> None:
         """Wait until the server has noted an event."""
         await asyncio.to_thread(self.ask, "wait", event=event, tag=tag)
+
+    async def open_gate(self, gate: str) -> None:
+        """Let all calls be answered that wait for *gate*, and those that come later."""
+        await asyncio.to_thread(self.ask, "note", event="go", tag=gate)
+
+    async def wait_until_busy(self, count: int) -> None:
+        """Wait until so many calls of Slow and Held are under way at once."""
+        await asyncio.to_thread(self.ask, "busy", count=count)
+
+    async def stats(self) -> dict[str, Any]:
+        """Return what Slow and Held saw since the last time: most calls at once, tags in the order of their begin."""
+        return await asyncio.to_thread(self.ask, "stats")
+
+    async def goaway(self, address: str, last_stream_id: int) -> None:
+        """Have a server send GOAWAY on its connections, with the last stream that it is to name."""
+        await asyncio.to_thread(self.ask, "goaway", port=_port(address), last=last_stream_id)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal: SIGSTOP leaves the sockets open with nobody behind them."""
@@ -141,3 +168,18 @@ def broken_request(count: int, code: int, text: str) -> bytes:
 def slow_request(tag: int, delay_s: float) -> bytes:
     """Return a request of Slow."""
     return msgspec.json.encode({"tag": tag, "delay_s": delay_s})
+
+
+def gated_request(tag: int, gate: str) -> bytes:
+    """Return a request of Slow or Held that waits for *gate*."""
+    return msgspec.json.encode({"tag": tag, "gate": gate})
+
+
+def piece(index: int, size: int) -> bytes:
+    """Return a message of which no part is like another, nor like the same part of the next: its index, then counts."""
+    begin = index % 97
+    return index.to_bytes(8, "big") + _COUNTED[begin : begin + size - 8]
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2])

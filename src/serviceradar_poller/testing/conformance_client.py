@@ -32,11 +32,17 @@ def drive(main: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(guarded())
 
 
+def new_transport() -> NativeTransport:
+    """Make what channels are made by."""
+    return NativeTransport(clock=SystemClock(), resolver=SystemResolver())
+
+
 @contextlib.asynccontextmanager
-async def channel_to(address: str, security: SecurityConfig | None = None) -> AsyncIterator[NativeChannel]:
-    """Make a channel, and close it."""
-    transport = NativeTransport(clock=SystemClock(), resolver=SystemResolver())
-    channel = await transport.channel(address, security)
+async def channel_to(
+    address: str, security: SecurityConfig | None = None, *, transport: NativeTransport | None = None
+) -> AsyncIterator[NativeChannel]:
+    """Make a channel, and close it; those of one *transport* judge the certificate files once."""
+    channel = await (transport or new_transport()).channel(address, security)
     try:
         yield channel
     finally:
@@ -66,6 +72,20 @@ async def until_taken(make: Callable[[], Awaitable[bytes]], refusals: list[str])
                 raise
             refusals.append(error.reason)
         await asyncio.sleep(0.01)
+
+
+def connection_of(channel: NativeChannel) -> Connection:
+    """Return the connection that the next call would take."""
+    connection = channel._connection
+    assert connection is not None
+    return connection
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until something is so that nobody tells us of."""
+    async with asyncio.timeout(AMPLE_S):
+        while not condition():  # noqa: ASYNC110  (there is no event to wait for)
+            await asyncio.sleep(0.005)
 
 
 async def messages(stream: Any) -> list[bytes]:

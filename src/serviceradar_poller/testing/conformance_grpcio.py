@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import sys
-import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ import grpc.aio
 import msgspec
 
 from serviceradar_poller.testing.conformance import TRAILERS
-from serviceradar_poller.testing.conformance_desk import Desk, Stop, pieces
+from serviceradar_poller.testing.conformance_desk import Desk, Running, pieces
 from serviceradar_poller.testing.contract import server_credentials
 
 Context = grpc.aio.ServicerContext[Any, Any]
+#: A graceful end takes no longer; longer than a test takes.
+_GRACE_S = 60.0
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -40,6 +42,9 @@ class Echo:
                 "Slow": unary(self._slow),
                 "Inspect": unary(self._inspect),
                 "Hang": unary(self._hang),
+                "HangDown": stream(self._hang_down),
+                "HangUp": grpc.stream_unary_rpc_method_handler(self._hang_up),
+                "Held": stream(self._held),
                 "Stream": stream(self._stream),
                 "Broken": stream(self._broken),
                 "Collect": grpc.stream_unary_rpc_method_handler(self._collect),
@@ -53,8 +58,15 @@ class Echo:
     async def _slow(self, request: bytes, context: Context) -> bytes:
         wanted = msgspec.json.decode(request)
         with self._desk.working(wanted["tag"]):
-            await asyncio.sleep(wanted["delay_s"])
+            await self._desk.pause(wanted)
         return request
+
+    async def _held(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
+        wanted = msgspec.json.decode(request)
+        with self._desk.working(wanted["tag"]):
+            yield request
+            await self._desk.pause(wanted)
+        yield request
 
     async def _inspect(self, request: bytes, context: Context) -> bytes:
         metadata = {
@@ -64,11 +76,19 @@ class Echo:
         return msgspec.json.encode({"metadata": metadata, "left_s": context.time_remaining()})
 
     async def _hang(self, request: bytes, context: Context) -> bytes:
-        self._desk.note("started", request)
-        try:
+        with self._desk.hanging(request):
             await asyncio.Event().wait()
-        finally:
-            self._desk.note("ended", request)
+        raise AssertionError
+
+    async def _hang_down(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
+        yield request
+        with self._desk.hanging(request):
+            await asyncio.Event().wait()
+
+    async def _hang_up(self, messages: AsyncIterator[bytes], context: Context) -> bytes:
+        async for message in messages:
+            with self._desk.hanging(message):
+                await asyncio.Event().wait()
         raise AssertionError
 
     async def _stream(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
@@ -82,10 +102,12 @@ class Echo:
         await context.abort(_CODES[wanted["code"]], wanted["text"], TRAILERS)
 
     async def _collect(self, messages: AsyncIterator[bytes], context: Context) -> bytes:
-        count = size = crc = 0
+        count = size = 0
+        hashed = hashlib.sha256()
         async for message in messages:
-            count, size, crc = count + 1, size + len(message), zlib.crc32(message, crc)
-        return msgspec.json.encode({"count": count, "bytes": size, "crc": crc})
+            count, size = count + 1, size + len(message)
+            hashed.update(message)
+        return msgspec.json.encode({"count": count, "bytes": size, "sha256": hashed.hexdigest()})
 
     async def _early(self, messages: AsyncIterator[bytes], context: Context) -> bytes:
         async for _ in messages:
@@ -96,7 +118,7 @@ class Echo:
 async def _main(pki: Path) -> None:
     desk = Desk()
 
-    async def start(port: int, tls: bool, wanted: dict[str, Any]) -> tuple[int, Stop]:
+    async def start(port: int, tls: bool, wanted: dict[str, Any]) -> Running:
         options: list[tuple[str, int]] = [
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", -1),
@@ -116,10 +138,7 @@ async def _main(pki: Path) -> None:
         bound = server.add_secure_port(where, server_credentials(pki)) if tls else server.add_insecure_port(where)
         await server.start()
 
-        async def stop() -> None:
-            await server.stop(None)
-
-        return bound, stop
+        return Running(port=bound, stop=lambda: server.stop(None), finish=lambda: server.stop(_GRACE_S))
 
     await desk.serve(start)
 

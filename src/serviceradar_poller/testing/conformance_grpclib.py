@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import ssl
 import sys
-import zlib
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from grpclib.config import Configuration
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.encoding.base import CodecBase
-from grpclib.server import Server, Stream
+from grpclib.server import Stream
 
 from serviceradar_poller.testing.conformance import SERVICE, TRAILERS
-from serviceradar_poller.testing.conformance_desk import Desk, Stop, pieces
+from serviceradar_poller.testing.conformance_desk import Desk, Running, pieces
+from serviceradar_poller.testing.conformance_h2 import H2Server
 from serviceradar_poller.testing.contract import server_context
 
 _Stream = Stream[bytes, bytes]
@@ -49,6 +49,9 @@ class Echo:
             "Slow": (self._slow, one),
             "Inspect": (self._inspect, one),
             "Hang": (self._hang, one),
+            "HangDown": (self._hang_down, many),
+            "HangUp": (self._hang_up, collected),
+            "Held": (self._held, many),
             "Stream": (self._stream, many),
             "Broken": (self._broken, many),
             "Collect": (self._collect, collected),
@@ -63,7 +66,15 @@ class Echo:
         request = await _request(stream)
         wanted = msgspec.json.decode(request)
         with self._desk.working(wanted["tag"]):
-            await asyncio.sleep(wanted["delay_s"])
+            await self._desk.pause(wanted)
+        await stream.send_message(request)
+
+    async def _held(self, stream: _Stream) -> None:
+        request = await _request(stream)
+        wanted = msgspec.json.decode(request)
+        with self._desk.working(wanted["tag"]):
+            await stream.send_message(request)
+            await self._desk.pause(wanted)
         await stream.send_message(request)
 
     async def _inspect(self, stream: _Stream) -> None:
@@ -71,15 +82,22 @@ class Echo:
         assert stream.metadata is not None
         metadata = {name: list(value) if isinstance(value, bytes) else value for name, value in stream.metadata.items()}
         left_s = stream.deadline.time_remaining() if stream.deadline is not None else None
-        await stream.send_message(msgspec.json.encode({"metadata": metadata, "left_s": left_s}))
+        seen = {"metadata": metadata, "left_s": left_s, "headers": self._desk.headers}
+        await stream.send_message(msgspec.json.encode(seen))
 
     async def _hang(self, stream: _Stream) -> None:
-        request = await _request(stream)
-        self._desk.note("started", request)
-        try:
+        with self._desk.hanging(await _request(stream)):
             await asyncio.Event().wait()
-        finally:
-            self._desk.note("ended", request)
+
+    async def _hang_down(self, stream: _Stream) -> None:
+        request = await _request(stream)
+        await stream.send_message(request)
+        with self._desk.hanging(request):
+            await asyncio.Event().wait()
+
+    async def _hang_up(self, stream: _Stream) -> None:
+        with self._desk.hanging(await _request(stream)):
+            await asyncio.Event().wait()
 
     async def _stream(self, stream: _Stream) -> None:
         for piece in pieces(await _request(stream)):
@@ -95,10 +113,12 @@ class Echo:
         )
 
     async def _collect(self, stream: _Stream) -> None:
-        count = size = crc = 0
+        count = size = 0
+        hashed = hashlib.sha256()
         async for message in stream:
-            count, size, crc = count + 1, size + len(message), zlib.crc32(message, crc)
-        await stream.send_message(msgspec.json.encode({"count": count, "bytes": size, "crc": crc}))
+            count, size = count + 1, size + len(message)
+            hashed.update(message)
+        await stream.send_message(msgspec.json.encode({"count": count, "bytes": size, "sha256": hashed.hexdigest()}))
 
     async def _early(self, stream: _Stream) -> None:
         await _request(stream)
@@ -118,19 +138,12 @@ async def _main(pki: Path) -> None:
     context.verify_mode = ssl.CERT_REQUIRED
     context.set_alpn_protocols(["h2"])
 
-    async def start(port: int, tls: bool, wanted: dict[str, Any]) -> tuple[int, Stop]:
-        window = wanted.get("window_bytes", 4 * 1024 * 1024)
-        config = Configuration(http2_connection_window_size=window, http2_stream_window_size=window)
-        server = Server([Echo(desk)], codec=Raw(), config=config)
+    async def start(port: int, tls: bool, wanted: dict[str, Any]) -> Running:
+        server = H2Server([Echo(desk)], codec=Raw(), desk=desk, wanted=wanted)
         await server.start("127.0.0.1", port, ssl=context if tls else None)
         assert isinstance(server._server, asyncio.Server)
         bound = server._server.sockets[0].getsockname()[1]
-
-        async def stop() -> None:
-            server.close()
-            await server.wait_closed()
-
-        return bound, stop
+        return Running(port=bound, stop=server.stop, goaway=server.goaway)
 
     await desk.serve(start)
 

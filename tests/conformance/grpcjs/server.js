@@ -1,18 +1,19 @@
 // Serves conformance tests by @grpc/grpc-js, as a process; the commands are those of serviceradar_poller.testing.conformance.
 'use strict'
 
+const crypto = require('node:crypto')
 const fs = require('node:fs')
 const path = require('node:path')
 const readline = require('node:readline')
-const zlib = require('node:zlib')
 const grpc = require('@grpc/grpc-js')
 
 const pki = process.argv[2]
 const pem = (name) => fs.readFileSync(path.join(pki, `${name}.pem`))
 
 // What the servers saw.
-const seen = { active: 0, peak: 0, order: [] }
+const seen = { active: 0, peak: 0, order: [], headers: {} }
 const noted = new Map()
+const changed = []
 
 function event(name, tag) {
   const key = `${name} ${tag}`
@@ -24,6 +25,26 @@ function event(name, tag) {
   return noted.get(key)
 }
 
+function began(tag) {
+  seen.order.push(tag)
+  seen.active += 1
+  seen.peak = Math.max(seen.peak, seen.active)
+  for (const look of changed.splice(0)) look()
+}
+
+async function busy(count) {
+  while (seen.active < count) await new Promise((resolve) => { changed.push(resolve) })
+}
+
+const pause = ({ gate, delay_s: delay }) => gate === undefined
+  ? new Promise((resolve) => { setTimeout(resolve, delay * 1000) })
+  : event('go', gate).happened
+
+const within = (promise) => Promise.race([
+  promise,
+  new Promise((_, reject) => { setTimeout(() => reject(new Error('it never happened')), 10_000).unref() }),
+])
+
 const json = (value) => Buffer.from(JSON.stringify(value))
 
 function trailers() {
@@ -33,11 +54,19 @@ function trailers() {
   return metadata
 }
 
+// The same as conformance.piece().
+const counted = Buffer.alloc(2 * 1024 * 1024)
+for (let at = 0; at < counted.length; at += 4) counted.writeUInt32BE(at / 4, at)
+function piece(index, size) {
+  const message = Buffer.alloc(size)
+  message.writeBigUInt64BE(BigInt(index))
+  counted.copy(message, 8, index % 97)
+  return message
+}
+
 async function sendPieces(call, { count, size = 8 }) {
   for (let index = 0; index < count && !call.cancelled; index++) {
-    const message = Buffer.alloc(size, 'x')
-    message.writeBigUInt64BE(BigInt(index))
-    if (!call.write(message)) {
+    if (!call.write(piece(index, size))) {
       await new Promise((resolve) => {
         call.once('drain', resolve)
         call.once('cancelled', resolve)
@@ -50,14 +79,22 @@ const handlers = {
   Unary(call, answer) { answer(null, call.request) },
 
   Slow(call, answer) {
-    const { tag, delay_s: delay } = JSON.parse(call.request)
-    seen.order.push(tag)
-    seen.active += 1
-    seen.peak = Math.max(seen.peak, seen.active)
-    setTimeout(() => {
+    const wanted = JSON.parse(call.request)
+    began(wanted.tag)
+    pause(wanted).then(() => {
       seen.active -= 1
       answer(null, call.request)
-    }, delay * 1000)
+    })
+  },
+
+  async Held(call) {
+    const wanted = JSON.parse(call.request)
+    began(wanted.tag)
+    call.write(call.request)
+    await pause(wanted)
+    seen.active -= 1
+    call.write(call.request)
+    call.end()
   },
 
   Inspect(call, answer) {
@@ -67,13 +104,29 @@ const handlers = {
     }
     const deadline = call.getDeadline()
     const left = deadline === Infinity ? null : (new Date(deadline).getTime() - Date.now()) / 1000
-    answer(null, json({ metadata, left_s: left }))
+    answer(null, json({ metadata, left_s: left, headers: seen.headers }))
   },
 
   Hang(call) {
     const tag = call.request.toString()
     call.on('cancelled', () => event('ended', tag).note())
     event('started', tag).note()
+  },
+
+  HangDown(call) {
+    const tag = call.request.toString()
+    call.on('cancelled', () => event('ended', tag).note())
+    call.write(call.request)
+    event('started', tag).note()
+  },
+
+  HangUp(call) {
+    call.once('data', (message) => {
+      call.pause()
+      const tag = message.toString()
+      call.on('cancelled', () => event('ended', tag).note())
+      event('started', tag).note()
+    })
   },
 
   async Stream(call) {
@@ -88,13 +141,14 @@ const handlers = {
   },
 
   Collect(call, answer) {
-    let [count, bytes, crc] = [0, 0, 0]
+    let [count, bytes] = [0, 0]
+    const hash = crypto.createHash('sha256')
     call.on('data', (message) => {
       count += 1
       bytes += message.length
-      crc = crc32(message, crc)
+      hash.update(message)
     })
-    call.on('end', () => answer(null, json({ count, bytes, crc })))
+    call.on('end', () => answer(null, json({ count, bytes, sha256: hash.digest('hex') })))
   },
 
   Early(call, answer) {
@@ -102,24 +156,13 @@ const handlers = {
   },
 }
 
-// Node has zlib.crc32 from version 22.2 on.
-const table = Int32Array.from({ length: 256 }, (_, index) => {
-  for (let bit = 0; bit < 8; bit++) index = index & 1 ? (index >>> 1) ^ 0xedb88320 : index >>> 1
-  return index
-})
-const crc32 = zlib.crc32 ?? ((data, crc) => {
-  crc = ~crc
-  for (let at = 0; at < data.length; at++) crc = table[(crc ^ data[at]) & 0xff] ^ (crc >>> 8)
-  return ~crc >>> 0
-})
-
 const same = (message) => message
 const service = {}
 for (const name of Object.keys(handlers)) {
   service[name] = {
     path: `/conformance.Echo/${name}`,
-    requestStream: name === 'Collect' || name === 'Early',
-    responseStream: name === 'Stream' || name === 'Broken',
+    requestStream: ['Collect', 'Early', 'HangUp'].includes(name),
+    responseStream: ['Stream', 'Broken', 'Held', 'HangDown'].includes(name),
     requestSerialize: same,
     requestDeserialize: same,
     responseSerialize: same,
@@ -128,6 +171,18 @@ for (const name of Object.keys(handlers)) {
 }
 
 const servers = new Map()
+
+// What grpc-js has no option for is told to the HTTP/2 servers of node that it serves with, before a connection is made.
+function adjust(server, wanted) {
+  const settings = {}
+  if ('window_bytes' in wanted) settings.initialWindowSize = wanted.window_bytes
+  if ('frame_bytes_max' in wanted) settings.maxFrameSize = wanted.frame_bytes_max
+  if ('table_bytes' in wanted) settings.headerTableSize = wanted.table_bytes
+  for (const http2Server of server.http2Servers.keys()) {
+    http2Server.updateSettings(settings)
+    http2Server.prependListener('stream', (_, headers) => { seen.headers = { ...headers } })
+  }
+}
 
 async function obey(command) {
   switch (command.do) {
@@ -148,18 +203,28 @@ async function obey(command) {
           else resolve(bound)
         })
       })
+      adjust(server, wanted)
       servers.set(port, server)
       return { port }
     }
-    case 'stop':
-      servers.get(command.port).forceShutdown()
+    case 'stop': {
+      const server = servers.get(command.port)
       servers.delete(command.port)
+      if (command.gracefully) server.tryShutdown(() => {})
+      else server.forceShutdown()
+      return {}
+    }
+    case 'goaway':
+      for (const session of servers.get(command.port).sessions.keys()) session.goaway(0, command.last)
+      return {}
+    case 'note':
+      event(command.event, command.tag).note()
       return {}
     case 'wait':
-      await Promise.race([
-        event(command.event, command.tag).happened,
-        new Promise((_, reject) => { setTimeout(() => reject(new Error('it never happened')), 10_000).unref() }),
-      ])
+      await within(event(command.event, command.tag).happened)
+      return {}
+    case 'busy':
+      await within(busy(command.count))
       return {}
     case 'stats': {
       const answer = { peak: seen.peak, order: seen.order }
