@@ -75,7 +75,9 @@ class Wire(asyncio.Transport):
         self._waiting.clear()
         if data:
             self._loop.call_soon(self._to_server, data)
-        if self._paused and self._protocol is not None:
+        if self._closing:
+            self._loop.call_soon(self.break_off)
+        elif self._paused and self._protocol is not None:
             self._paused = False
             self._protocol.resume_writing()
 
@@ -83,8 +85,17 @@ class Wire(asyncio.Transport):
         """End the connection from the other side."""
         if not self.lost:
             self._closing = self.lost = True
+            self._waiting.clear()
             assert self._protocol is not None
             self._protocol.connection_lost(error)
+
+    def half_close(self) -> None:
+        """Let the server say that it sends nothing more, a FIN; it may read on, or not."""
+        if self._closing:
+            return
+        assert self._protocol is not None
+        if not self._protocol.eof_received():
+            self.close()
 
     def abandon(self) -> None:
         """Close before anything was connected."""
@@ -97,8 +108,8 @@ class Wire(asyncio.Transport):
     # what asyncio has
 
     def write(self, data: Any) -> None:
-        """Take bytes of the connection."""
-        if not data or self._closing:
+        """Take bytes of the connection; while some wait for the socket, even after close()."""
+        if not data or self.lost or (self._closing and not self._waiting):
             return
         self.writes.append(bytes(data))
         if self.stalled or self._waiting:

@@ -274,6 +274,48 @@ def test_a_socket_that_stalls(go: Callable[..., Answers]) -> None:
     go(program)
 
 
+def test_a_peer_that_stalls_and_sends_no_more(go: Callable[..., Answers]) -> None:
+    """A FIN while the socket takes nothing ends the connection at once; asyncio would wait until all is written."""
+
+    async def program(channel: NativeChannel, loop: WireLoop) -> None:
+        await channel.unary(ECHO, b"", 5.0)
+        wire = loop.wires[0]
+        wire.stall()
+        async with asyncio.TaskGroup() as group:
+            large = group.create_task(failure(channel.unary(ECHO, bytes(400_000), 50.0)))
+            await asyncio.sleep(1.0)
+            began_at = loop.time()
+            wire.half_close()
+            await asyncio.sleep(0.1)
+            assert wire.lost
+            assert large.result().reason == "reset"
+            assert await channel.unary(ECHO, b"next", 5.0) == b"next"
+        assert loop.time() - began_at < 1.0
+        assert channel.opened == 2
+
+    go(program)
+
+
+def test_close_does_not_wait_for_the_socket(go: Callable[..., Answers]) -> None:
+    """A connection whose transport is closing already, with bytes that the peer does not take, is closed all the same."""
+
+    async def program(channel: NativeChannel, loop: WireLoop) -> None:
+        await channel.unary(ECHO, b"", 5.0)
+        wire = loop.wires[0]
+        wire.stall()
+        async with asyncio.TaskGroup() as group:
+            large = group.create_task(failure(channel.unary(ECHO, bytes(400_000), 50.0)))
+            await asyncio.sleep(1.0)
+            wire.close()
+            began_at = loop.time()
+            await channel.close()
+            assert large.result().reason == "closed"
+        assert wire.lost
+        assert loop.time() == began_at
+
+    go(program)
+
+
 def test_a_stalled_stream_waits(go: Callable[..., Answers]) -> None:
     """Who sends a stream makes no further message while the socket takes nothing; closing ends the wait."""
     made = 0

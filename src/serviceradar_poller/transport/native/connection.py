@@ -185,12 +185,12 @@ class Connection(asyncio.BufferedProtocol):
         self.closing = True
         self.session.close()
         transport = self._transport
-        if transport is not None and not transport.is_closing():
-            if not self._paused and self.step is ConnectStep.SETTINGS:
-                self._flush()
-            if self._tls is not None:
-                self._tls.finish()
-                if not self._paused:
+        if transport is not None:
+            if not self._paused and not transport.is_closing():
+                if self.step is ConnectStep.SETTINGS:
+                    self._flush()
+                if self._tls is not None:
+                    self._tls.finish()
                     transport.write(self._tls.take_output())
             # What the socket has not taken by now would keep it open for as long as the peer likes.
             if transport.get_write_buffer_size():
@@ -263,7 +263,8 @@ class Connection(asyncio.BufferedProtocol):
             self._peer_closed()
 
     def eof_received(self) -> bool:
-        """Close: neither TLS nor HTTP/2 has a use for half a connection."""
+        """End at once: neither TLS nor HTTP/2 has a use for half a connection, and asyncio would wait to write."""
+        self._peer_closed()
         return False
 
     def pause_writing(self) -> None:
