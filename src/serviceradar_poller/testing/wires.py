@@ -7,11 +7,37 @@ import ssl
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from serviceradar_poller.lab.http2 import Call, Http2Server
+from serviceradar_poller.errors import GrpcCode
+from serviceradar_poller.lab.http2 import Call, Http2Server, StreamItem
 from serviceradar_poller.lab.tls import TlsEngine
 from serviceradar_poller.testing.simloop import SimLoop
 
 T = TypeVar("T")
+#: Calls that Answers knows.
+ECHO, HANG, SLOW, STREAM, FAIL = "/t/Echo", "/t/Hang", "/t/Slow", "/t/Stream", "/t/Fail"
+
+
+class Answers:
+    """What the server does with calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.paths: list[str] = []
+        self.stream: list[StreamItem] = [b"one", b"two", b"three"]
+
+    def __call__(self, call: Call) -> None:
+        """Answer a call, or not, as its path says."""
+        self.calls.append(call)
+        self.paths.append(call.path)
+        match call.path:
+            case "/t/Echo":
+                call.reply(call.message)
+            case "/t/Slow":
+                asyncio.get_running_loop().call_later(1.0, call.reply, call.message)
+            case "/t/Stream":
+                call.stream(iter(self.stream))
+            case "/t/Fail":
+                call.fail(GrpcCode.NOT_FOUND, "no such thing")
 
 
 class Wire(asyncio.Transport):
