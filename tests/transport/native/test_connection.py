@@ -147,6 +147,24 @@ def test_keepalive(go: Callable[..., Answers]) -> None:
     go(program)
 
 
+def test_keepalive_after_an_answer_that_was_none(go: Callable[..., Answers]) -> None:
+    """What comes after a ping counts as life, but only until the next ping, never sooner than two minutes later."""
+
+    async def program(channel: NativeChannel, loop: WireLoop) -> None:
+        await channel.unary(ECHO, b"", 5.0)
+        wire = loop.wires[0]
+        wire.mute = True
+        began_at = loop.time()
+        # On its way when the first ping left, at 120 s.
+        loop.call_later(module.KEEPALIVE_TIME_S + 1.0, wire.send_raw, frame(8, (1).to_bytes(4, "big")))
+        wire.writes.clear()
+        error = await failure(channel.unary(HANG, b"", 1000.0))
+        assert (error.layer, error.reason) == (Layer.GRPC, "reset")
+        assert loop.time() - began_at == 2 * module.KEEPALIVE_TIME_S + 1.0 + module.KEEPALIVE_TIMEOUT_S
+
+    go(program)
+
+
 def test_keepalive_unanswered(go: Callable[..., Answers]) -> None:
     """A ping that stays unanswered for twenty seconds ends the connection and its calls."""
 

@@ -21,7 +21,8 @@ from serviceradar_poller.transport.native.dial import connect_failure
 from serviceradar_poller.transport.native.exchange import Exchange
 from serviceradar_poller.transport.native.tls import RECORD_BYTES_MAX, TlsClient, TlsError
 
-#: Go servers send GOAWAY too_many_pings to clients that ping more often than every 120 s.
+#: ServiceRadar's servers, in Go, are set to send GOAWAY too_many_pings to clients that ping more often than every
+#: 120 s; grpc-go by itself would do so to those that ping more often than every 5 minutes.
 KEEPALIVE_TIME_S = 120.0
 KEEPALIVE_TIMEOUT_S = 20.0
 #: What may wait for the socket, encrypted; more stays with the session until the socket takes it.
@@ -363,14 +364,16 @@ class Connection(asyncio.BufferedProtocol):
     def _keepalive(self, now: float) -> float | None:
         """Return when to look again; None when the connection is dead."""
         session = self.session
+        # Whatever came after the ping is a sign of life as good as its answer.
         if session.ping_pending and self.heard_at <= self._pinged_at:
-            if now >= self._pinged_at + KEEPALIVE_TIMEOUT_S:
+            dead_at = self._pinged_at + KEEPALIVE_TIMEOUT_S
+            if now >= dead_at:
                 self._break(failures.lost(self._peer, "keepalive timeout"))
                 return None
-            return self._pinged_at + KEEPALIVE_TIMEOUT_S
+            return dead_at
         quiet_until = max(self.heard_at, self._active_since) + KEEPALIVE_TIME_S
-        if now < quiet_until or session.ping_pending:
-            return max(quiet_until, now + KEEPALIVE_TIMEOUT_S)
+        if now < quiet_until:
+            return quiet_until
         session.ping()
         self._pinged_at = now
         self._flush()
