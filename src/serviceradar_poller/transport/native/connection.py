@@ -334,6 +334,8 @@ class Connection(asyncio.BufferedProtocol):
                 break
             if not data:
                 data = self.session.take_output()
+            elif transport.is_closing():  # it broke; what is written now is lost
+                break
         self._unsent = memoryview(data)
 
     def _wake_at(self, due: float) -> None:
