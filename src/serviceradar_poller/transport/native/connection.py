@@ -27,6 +27,8 @@ KEEPALIVE_TIME_S = 120.0
 KEEPALIVE_TIMEOUT_S = 20.0
 #: What may wait for the socket, encrypted; more stays with the session until the socket takes it.
 WRITE_BUFFER_BYTES_MAX: Final = 64 * 1024
+#: What may wait for the socket of TLS's own answers, to key updates, while the socket takes nothing.
+TLS_OUTPUT_BYTES_MAX: Final = 64 * 1024
 #: A connection that has come so far takes no new calls: stream ids end at 2**31.
 CALL_ID_MAX = 2**30
 #: What one read takes from the socket, for all connections of a loop together.
@@ -44,7 +46,7 @@ class Connection(asyncio.BufferedProtocol):
 
     Attributes:
         ready: Result None when calls may begin, a CallError when none ever will.
-        heard_at: When bytes last arrived, by the loop's clock.
+        heard_at: When HTTP/2 last arrived, by the loop's clock; what TLS does by itself is no sign of life.
         failure: Why it ended; None while it is up.
         closing: It takes no more calls.
         crowded: Calls wait for room; set by the channel, which then wants to know of everything that is received.
@@ -243,11 +245,11 @@ class Connection(asyncio.BufferedProtocol):
             except TlsError as error:
                 self._tls_failed(error)
                 return
-            if tls.has_output and self._transport is not None:
-                self._transport.write(tls.take_output())
-        self.heard_at = self._loop.time()
+            if tls.has_output and not self._answer(tls):
+                return
         session = self.session
         if data:
+            self.heard_at = self._loop.time()
             ended = self._told(session.receive(data))
             if session.error is not None:
                 self._session_broke()
@@ -275,6 +277,8 @@ class Connection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """Go on sending, and let those go on who send streams."""
         self._paused = False
+        if self._tls is not None and self._tls.has_output and self._transport is not None:
+            self._transport.write(self._tls.take_output())
         self._flush()
         if not self._paused:
             for exchange in self.exchanges.values():
@@ -309,6 +313,16 @@ class Connection(asyncio.BufferedProtocol):
             if not exchange.waiter.done():
                 exchange.waiter.set_result(None)
         return ended
+
+    def _answer(self, tls: TlsClient) -> bool:
+        """Send what TLS says by itself; False when the connection ended because the peer reads none of it."""
+        if not self._paused:
+            if self._transport is not None:
+                self._transport.write(tls.take_output())
+        elif tls.output_bytes > TLS_OUTPUT_BYTES_MAX:
+            self._tls_failed(TlsError("the peer asks for more key updates than it reads"))
+            return False
+        return True
 
     def _flush(self) -> None:
         """Send what the session has, as long as the socket takes it."""
@@ -383,7 +397,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _tls_failed(self, error: TlsError) -> None:
         assert self._tls is not None
-        if self._transport is not None and self._tls.has_output:
+        if self._transport is not None and self._tls.has_output and not self._paused:
             self._transport.write(self._tls.take_output())  # the alert tells the peer why
         if self.ready is None:
             self._break(failures.lost(self._peer, str(error)))
