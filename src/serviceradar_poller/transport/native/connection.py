@@ -47,6 +47,8 @@ class Connection(asyncio.BufferedProtocol):
     Attributes:
         ready: Result None when calls may begin, a CallError when none ever will.
         heard_at: When HTTP/2 last arrived, by the loop's clock; what TLS does by itself is no sign of life.
+        ready_at: When calls could begin.
+        paused_since: Since when the socket takes nothing more; infinite while it does.
         failure: Why it ended; None while it is up.
         closing: It takes no more calls.
         crowded: Calls wait for room; set by the channel, which then wants to know of everything that is received.
@@ -69,12 +71,13 @@ class Connection(asyncio.BufferedProtocol):
         "_unsent",
         "_used_up",
         "closing",
-        "connected_at",
         "crowded",
         "exchanges",
         "failure",
         "heard_at",
+        "paused_since",
         "ready",
+        "ready_at",
         "session",
     )
 
@@ -102,14 +105,15 @@ class Connection(asyncio.BufferedProtocol):
         self.closing = False
         self.crowded = False
         self._used_up = False
-        self.heard_at = self.connected_at = self._loop.time()
+        self.paused_since = math.inf
+        self.heard_at = self.ready_at = self._loop.time()
 
     # what the channel uses
 
     @property
     def room(self) -> int:
-        """How many more calls may begin now."""
-        return 0 if self.closing else self.session.room
+        """How many more calls may begin now; none while the socket takes nothing: they would pile up here."""
+        return 0 if self.closing or self._paused else self.session.room
 
     @property
     def usable(self) -> bool:
@@ -133,13 +137,21 @@ class Connection(asyncio.BufferedProtocol):
         return self._paused
 
     def open(
-        self, headers: RequestHeaders, message: bytes | None, *, now: float, deadline: float, each: bool = False
+        self,
+        headers: RequestHeaders,
+        message: bytes | None,
+        *,
+        now: float,
+        deadline: float,
+        began_at: float | None = None,
+        each: bool = False,
     ) -> Exchange:
         """
         Begin a call; there must be room.
 
         Args:
             message: The whole request; None for a stream of messages, which are sent on the call.
+            began_at: Before it waited for this connection; None when it did not.
             each: The caller takes message by message and asks for each.
         """
         timeout_s = deadline - now
@@ -147,7 +159,7 @@ class Connection(asyncio.BufferedProtocol):
             call = self.session.open(headers, timeout_s=timeout_s, end=False)
         else:
             call = self.session.open(headers, timeout_s=timeout_s, message=message, streaming=each)
-        exchange = Exchange(call, self._loop.create_future(), now, deadline)
+        exchange = Exchange(call, self._loop.create_future(), now if began_at is None else began_at, deadline)
         exchange.each = each or message is None
         if not self.exchanges:
             self._active_since = now
@@ -259,6 +271,7 @@ class Connection(asyncio.BufferedProtocol):
         ready = self.ready
         if ready is not None and session.ready:
             self.ready = None
+            self.ready_at = self.heard_at
             ready.set_result(None) if not ready.done() else None
         if not self._paused:
             self._flush()
@@ -273,13 +286,17 @@ class Connection(asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         """Leave what there is with the session."""
         self._paused = True
+        self.paused_since = self._loop.time()
 
     def resume_writing(self) -> None:
-        """Go on sending, and let those go on who send streams."""
+        """Go on sending, and let those go on who send streams, and those who wait to begin."""
         self._paused = False
+        self.paused_since = math.inf
         if self._tls is not None and self._tls.has_output and self._transport is not None:
             self._transport.write(self._tls.take_output())
         self._flush()
+        if self.crowded:
+            self._on_change(self)
         if not self._paused:
             for exchange in self.exchanges.values():
                 if exchange.each:
