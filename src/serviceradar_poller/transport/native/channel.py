@@ -24,6 +24,7 @@ from serviceradar_poller.env import Resolver
 from serviceradar_poller.errors import CallError, GrpcCode, Layer
 from serviceradar_poller.transport import failures
 from serviceradar_poller.transport.address import Address
+from serviceradar_poller.transport.feeding import Feed
 from serviceradar_poller.transport.http2 import RequestHeaders
 from serviceradar_poller.transport.native.attempts import Attempt
 from serviceradar_poller.transport.native.connection import Connection
@@ -148,7 +149,7 @@ class NativeChannel:
         """
         Call a method with a stream of *count* messages to the peer and one message back.
 
-        Stops sending as soon as the peer has answered.
+        Stops sending, and making messages, as soon as the peer has answered or the time is over.
 
         Raises:
             PollerError: from *payloads*; the call is cancelled.
@@ -159,33 +160,41 @@ class NativeChannel:
         deadline = began_at + min(timeout_s, TIMEOUT_S_MAX)
         exchange = connection.open(headers, None, now=loop.time(), deadline=deadline, began_at=began_at)
         call = exchange.call
-        sent_count = 0
-        try:
-            async for payload in payloads:
-                # Between two messages others get their turn, and an early answer is seen.
-                await asyncio.sleep(0)
-                while not exchange.ended and (connection.paused or call.pending_bytes > SEND_AHEAD_BYTES_MAX):
-                    await connection.wait(exchange)
-                if exchange.ended:
-                    break
-                sent_count += 1
-                call.send(payload, end=sent_count == count)
-                connection.soon()
-            else:
-                if sent_count < count or count == 0:
-                    call.finish_sending()
-                    connection.soon()
-            while not exchange.ended:
+
+        async def send(payload: bytes, number: int) -> bool:
+            # Between two messages others get their turn.
+            await asyncio.sleep(0)
+            while not exchange.ended and (connection.paused or call.pending_bytes > SEND_AHEAD_BYTES_MAX):
                 await connection.wait(exchange)
+            if exchange.ended:
+                return False
+            call.send(payload, end=number == count)
+            connection.soon()
+            return True
+
+        async def finish() -> None:
+            if not exchange.ended and (feed.sent_count < count or count == 0):
+                call.finish_sending()
+                connection.soon()
+
+        feed = Feed(payloads, send, finish)
+        try:
+            while not exchange.ended and not feed.failed:
+                waited: set[asyncio.Future[None]] = {connection.wait(exchange)}
+                if not feed.task.done():
+                    waited.add(feed.task)
+                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         finally:
             connection.cancel(exchange)  # does nothing to one that has ended
+            await feed.stop()
+        feed.check()
         outcome = call.outcome
         message = call.take() if outcome is not None and outcome.code == 0 and exchange.failure is None else None
         if message is None:
             raise self.failed(connection, exchange, timeout_s)
         if not call.sent_all:
             # What was sent last may wait for the peer's window still.
-            raise failures.early_answer(self._peer, min(sent_count, count - 1), count)
+            raise failures.early_answer(self._peer, min(feed.sent_count, count - 1), count)
         return message
 
     def receive_stream(self, method: str, payload: Callable[[], bytes], timeout_s: float) -> NativeStream:
