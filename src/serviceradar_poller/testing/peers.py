@@ -60,7 +60,7 @@ class Peer:
         return f"127.0.0.1:{self.port}"
 
     async def start(
-        self, credentials: grpc.ServerCredentials | None = None, *, port: int = 0, streams_max: int = 100
+        self, credentials: grpc.ServerCredentials | None = None, *, port: int = 0, streams_max: int = 2**31 - 1
     ) -> None:
         """Listen on the loopback; a connection may have so many calls at a time."""
         server = grpc.aio.server(
@@ -177,7 +177,9 @@ async def _no_chunks(request: ResultsRequest, context: Context) -> AsyncIterator
 
 
 @contextlib.asynccontextmanager
-async def serving(credentials: grpc.ServerCredentials | None = None, *, streams_max: int = 100) -> AsyncIterator[Peer]:
+async def serving(
+    credentials: grpc.ServerCredentials | None = None, *, streams_max: int = 2**31 - 1
+) -> AsyncIterator[Peer]:
     """Run a Peer."""
     peer = Peer()
     await peer.start(credentials, streams_max=streams_max)

@@ -148,7 +148,7 @@ def unheard(sock: socket.socket) -> Iterator[None]:
 
 @pytest.mark.slow
 def test_an_idle_connection_survives_a_lost_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At a fraction of the times: a lost probe is survived, and a peer that vanished is noticed when it was promised."""
+    """At a fraction of the times: a lost probe is survived, and a peer that vanished is noticed when promised."""
     monkeypatch.setattr(module, "KEEPALIVE_IDLE_S", 1)
     monkeypatch.setattr(module, "KEEPALIVE_INTERVAL_S", 1)
     monkeypatch.setattr(module, "UNACKNOWLEDGED_MS_MAX", module.UNACKNOWLEDGED_MS_MAX * 4 // 90)
