@@ -15,7 +15,7 @@ from serviceradar_poller.testing.peers import Peer, serving, silence, tcp_peer, 
 from serviceradar_poller.transport import channel
 from serviceradar_poller.transport.address import parse_address
 from serviceradar_poller.transport.channel import PeerChannel, channel_options
-from serviceradar_poller.transport.native import channel as native_channel
+from serviceradar_poller.transport.native import attempts as native_attempts
 from serviceradar_poller.transport.native.channel import NativeChannel
 from serviceradar_poller.transport.native.connection import READ_BUFFER_BYTES
 from serviceradar_poller.transport.resolver import SystemResolver
@@ -39,10 +39,10 @@ def _native(address: str) -> NativeChannel:
 
 
 Plain = Callable[[str], PeerChannel | NativeChannel]
-#: What makes a channel, and the module that holds its policy's constants.
+#: What makes a channel, and the module that holds the age at which attempts to connect are not joined any more.
 BACKENDS: dict[str, tuple[Plain, ModuleType]] = {
     "grpcio": (_grpcio, channel),
-    "native": (_native, native_channel),
+    "native": (_native, native_attempts),
 }
 
 

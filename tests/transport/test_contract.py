@@ -118,6 +118,51 @@ def test_chunks_that_end_in_an_error_end_the_call(transport: Transport) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("ending", ["deadline", "early", "cancel"])
+def test_chunks_that_never_come(transport: Transport, ending: str) -> None:
+    """While the next chunk is being made, the call's time, core's answer and a cancel are seen, and the making ends."""
+    made: list[str] = []
+    refusing = asyncio.Event()
+
+    async def stuck() -> AsyncIterator[bytes]:
+        try:
+            yield codec.encode_poller_status_chunk(chunks(2)[0])
+            made.append("one")
+            await asyncio.Event().wait()
+        finally:
+            made.append("closed")
+
+    async def refuse(stream: AsyncIterator[bytes], context: Context) -> bytes:
+        await anext(stream)
+        refusing.set()
+        if ending == "early":
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no more")
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def main() -> None:
+        async with serving() as peer:
+            peer.stream_answer = refuse
+            core = await transport.core(peer.address, None)
+            loop = asyncio.get_running_loop()
+            began_at = loop.time()
+            timeout_s = 0.3 if ending == "deadline" else 20.0
+            call = asyncio.create_task(core.stream_status_raw(stuck(), 2, timeout_s=timeout_s))
+            if ending == "cancel":
+                await refusing.wait()
+                call.cancel()
+                await asyncio.wait({call})
+                assert call.cancelled()
+            else:
+                error = await failure(call)
+                assert error.reason == ("timeout" if ending == "deadline" else "resource_exhausted")
+            assert loop.time() - began_at < 5.0
+            assert made == ["one", "closed"]
+            await core.close()
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("received", [True, False])
 def test_report_status(transport: Transport, received: bool) -> None:
     """A report above gRPC's usual 4 MiB arrives whole, and core's answer is handed on."""

@@ -11,7 +11,7 @@ import pytest
 
 from serviceradar_poller.config.model import SecurityConfig
 from serviceradar_poller.env import AgentClient, Transport
-from serviceradar_poller.errors import CallError
+from serviceradar_poller.errors import CallError, Layer
 from serviceradar_poller.testing.contract import (
     REQUEST,
     Block,
@@ -30,6 +30,7 @@ from serviceradar_poller.testing.peers import (
     tcp_peer,
     unused_port,
 )
+from serviceradar_poller.wire.messages import StatusRequest
 
 
 def test_lazy_and_back_at_once(transport: Transport) -> None:
@@ -92,6 +93,34 @@ def test_slow_call_spares_the_connection(transport: Transport) -> None:
             before = _sockets()
             await client.check_health(timeout_s=5.0)
             assert _sockets() == before
+            await client.close()
+
+    asyncio.run(main())
+
+
+def test_a_call_that_waited_its_turn_spares_the_connection(transport: Transport) -> None:
+    """A timeout of a call that waited for a stream, while another was answered, keeps the connection."""
+    connections: list[str] = []
+
+    async def slow(request: StatusRequest, context: Context) -> bytes:
+        connections.append(context.peer())
+        await asyncio.sleep(0.3 if len(connections) == 1 else 30.0)
+        return b""
+
+    async def main() -> None:
+        async with serving(streams_max=1) as peer:
+            client = await transport.agent(peer.address, None)
+            await client.check_health(timeout_s=5.0)
+            peer.status_answer = slow
+            first = asyncio.create_task(client.get_status(REQUEST, timeout_s=5.0))
+            while not connections:  # noqa: ASYNC110 (the server's side)
+                await asyncio.sleep(0.005)
+            error = await failure(client.get_status(REQUEST, timeout_s=0.6))
+            assert (error.layer, error.reason) == (Layer.DEADLINE, "timeout")
+            await first
+            await failure(client.get_status(REQUEST, timeout_s=0.2))
+            assert len(connections) == 3
+            assert len(set(connections)) == 1
             await client.close()
 
     asyncio.run(main())

@@ -59,10 +59,13 @@ class Peer:
         """Where it listens."""
         return f"127.0.0.1:{self.port}"
 
-    async def start(self, credentials: grpc.ServerCredentials | None = None, *, port: int = 0) -> None:
-        """Listen on the loopback."""
+    async def start(
+        self, credentials: grpc.ServerCredentials | None = None, *, port: int = 0, streams_max: int = 2**31 - 1
+    ) -> None:
+        """Listen on the loopback; a connection may have so many calls at a time."""
         server = grpc.aio.server(
             options=[
+                ("grpc.max_concurrent_streams", streams_max),
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", -1),
                 ("grpc.max_send_message_length", -1),
@@ -174,10 +177,12 @@ async def _no_chunks(request: ResultsRequest, context: Context) -> AsyncIterator
 
 
 @contextlib.asynccontextmanager
-async def serving(credentials: grpc.ServerCredentials | None = None) -> AsyncIterator[Peer]:
+async def serving(
+    credentials: grpc.ServerCredentials | None = None, *, streams_max: int = 2**31 - 1
+) -> AsyncIterator[Peer]:
     """Run a Peer."""
     peer = Peer()
-    await peer.start(credentials)
+    await peer.start(credentials, streams_max=streams_max)
     try:
         yield peer
     finally:

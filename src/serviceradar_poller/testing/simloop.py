@@ -98,6 +98,10 @@ class SimLoop(asyncio.BaseEventLoop):
         if self._scheduled:
             self._now_s = max(self._now_s, self._scheduled[0].when())
 
+    def skip(self, seconds: float) -> None:
+        """Let time pass in which nothing runs: the process was busy, or stopped."""
+        self._now_s += seconds
+
     def create_future(self) -> asyncio.Future[Any]:
         """Make a future."""
         return _SimFuture(loop=self, hash_value=self._next_hash())

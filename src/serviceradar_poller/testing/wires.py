@@ -7,11 +7,37 @@ import ssl
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from serviceradar_poller.lab.http2 import Call, Http2Server
+from serviceradar_poller.errors import GrpcCode
+from serviceradar_poller.lab.http2 import Call, Http2Server, StreamItem
 from serviceradar_poller.lab.tls import TlsEngine
 from serviceradar_poller.testing.simloop import SimLoop
 
 T = TypeVar("T")
+#: Calls that Answers knows.
+ECHO, HANG, SLOW, STREAM, FAIL = "/t/Echo", "/t/Hang", "/t/Slow", "/t/Stream", "/t/Fail"
+
+
+class Answers:
+    """What the server does with calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.paths: list[str] = []
+        self.stream: list[StreamItem] = [b"one", b"two", b"three"]
+
+    def __call__(self, call: Call) -> None:
+        """Answer a call, or not, as its path says."""
+        self.calls.append(call)
+        self.paths.append(call.path)
+        match call.path:
+            case "/t/Echo":
+                call.reply(call.message)
+            case "/t/Slow":
+                asyncio.get_running_loop().call_later(1.0, call.reply, call.message)
+            case "/t/Stream":
+                call.stream(iter(self.stream))
+            case "/t/Fail":
+                call.fail(GrpcCode.NOT_FOUND, "no such thing")
 
 
 class Wire(asyncio.Transport):
@@ -75,7 +101,9 @@ class Wire(asyncio.Transport):
         self._waiting.clear()
         if data:
             self._loop.call_soon(self._to_server, data)
-        if self._paused and self._protocol is not None:
+        if self._closing:
+            self._loop.call_soon(self.break_off)
+        elif self._paused and self._protocol is not None:
             self._paused = False
             self._protocol.resume_writing()
 
@@ -83,8 +111,17 @@ class Wire(asyncio.Transport):
         """End the connection from the other side."""
         if not self.lost:
             self._closing = self.lost = True
+            self._waiting.clear()
             assert self._protocol is not None
             self._protocol.connection_lost(error)
+
+    def half_close(self) -> None:
+        """Let the server say that it sends nothing more, a FIN; it may read on, or not."""
+        if self._closing:
+            return
+        assert self._protocol is not None
+        if not self._protocol.eof_received():
+            self.close()
 
     def abandon(self) -> None:
         """Close before anything was connected."""
@@ -101,8 +138,8 @@ class Wire(asyncio.Transport):
     # what asyncio has
 
     def write(self, data: Any) -> None:
-        """Take bytes of the connection."""
-        if not data or self._closing:
+        """Take bytes of the connection; while some wait for the socket, even after close()."""
+        if not data or self.lost or (self._closing and not self._waiting):
             return
         self.writes.append(bytes(data))
         if self.stalled or self._waiting:

@@ -29,8 +29,10 @@ from serviceradar_poller import __version__
 from serviceradar_poller.errors import CallError, Layer, PollerError
 from serviceradar_poller.transport import failures, grpcio_failures
 from serviceradar_poller.transport.address import Address
+from serviceradar_poller.transport.feeding import Feed
 
-#: Go servers send GOAWAY too_many_pings to clients that ping more often than every 120 s.
+#: ServiceRadar's servers, in Go, are set to send GOAWAY too_many_pings to clients that ping more often than every
+#: 120 s; grpc-go by itself would do so to those that ping more often than every 5 minutes.
 KEEPALIVE_TIME_MS: Final = 120_000
 KEEPALIVE_TIMEOUT_MS: Final = 20_000
 #: Go's default of 4 MiB is what peers send by default; they may be told to send more.
@@ -155,7 +157,7 @@ class PeerChannel:
         """
         Call a method with a stream of *count* messages to the peer and one message back.
 
-        Stops sending as soon as the peer has answered.
+        Stops sending, and making messages, as soon as the peer has answered or the time is over.
 
         Raises:
             PollerError: from *payloads*; the call is cancelled.
@@ -163,17 +165,19 @@ class PeerChannel:
         line, loop = self._begin(timeout_s)
         began_at = loop.time()
         cancels_before = _cancels()
-        sent_count = 0
+        ended: asyncio.Future[None] = loop.create_future()
         line.calls += 1
         open_stream: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = line.channel.stream_unary(method)
         call = open_stream(timeout=min(timeout_s, TIMEOUT_S_MAX))
+        call.add_done_callback(lambda _: None if ended.done() else ended.set_result(None))
+        feed = Feed(payloads, lambda payload, _: _send(call, payload), call.done_writing)
         try:
-            async for payload in payloads:
-                if not await _send(call, payload):
-                    break  # the peer has ended the call: its status is what awaiting the call gives
-                sent_count += 1
-            else:
-                await call.done_writing()
+            try:
+                await asyncio.wait({feed.task, ended}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                await feed.stop()
+            feed.check()
+            # Where the peer has ended the call early, its status is what this gives.
             answer: bytes = await call
         except grpc.aio.AioRpcError as error:
             raise self._failed(line, error, began_at, timeout_s) from error
@@ -190,8 +194,8 @@ class PeerChannel:
             if line in self._dropped:
                 await self._close_if_idle(line)
         line.heard_at = loop.time()
-        if sent_count < count:
-            raise failures.early_answer(self._peer, sent_count, count)
+        if feed.sent_count < count:
+            raise failures.early_answer(self._peer, feed.sent_count, count)
         return answer
 
     def receive_stream(self, method: str, payload: Callable[[], bytes], timeout_s: float) -> IncomingStream:

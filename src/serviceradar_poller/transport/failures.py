@@ -9,8 +9,9 @@ credentials        CONFIG       certificate files missing, unreadable, mismatchi
 resolve            RESOLVE      the name has no address
 refused            TCP          connection refused
 unreachable        TCP          no route, network or host unreachable
-connect_timeout    up to HTTP2  no connection in time: name, SYN, handshake or SETTINGS unanswered
-reset              TCP          broken while connecting
+connect_timeout    up to HTTP2  no connection in time: name, SYN, handshake or SETTINGS unanswered;
+                                TCP for the handshake: silence says nothing of certificates
+reset              TCP          broken while connecting; also in the handshake, for the same reason
 reset              GRPC         broken while waiting for the answer: the request may have arrived
 tls                TLS          handshake failed, either side refused the other's certificate
 protocol           HTTP2        the peer speaks something else
@@ -110,6 +111,9 @@ class ConnectStep(enum.Enum):
     SETTINGS = "accepts TCP but sends no HTTP/2 settings"
 
 
+#: A handshake without an answer, or one that was reset, is a matter of reaching the peer: a process that hangs, a proxy
+#: without its backend. Layer.TLS is for what was said about certificates or TLS itself: it counts as a matter of
+#: security, is not tried again soon, and opens an agent's breaker sooner.
 _STEP_LAYERS: Final = {
     ConnectStep.RESOLVE: Layer.RESOLVE,
     ConnectStep.TCP: Layer.TCP,

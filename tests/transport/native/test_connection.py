@@ -3,108 +3,18 @@ from __future__ import annotations
 import asyncio
 import math
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine
-from pathlib import Path
-from typing import Any
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from serviceradar_poller.config.model import SecurityConfig
-from serviceradar_poller.env import SystemClock
-from serviceradar_poller.errors import CallError, GrpcCode, Layer
-from serviceradar_poller.lab.http2 import Call, StreamItem
-from serviceradar_poller.lab.tls import server_context
+from serviceradar_poller.errors import CallError, Layer
+from serviceradar_poller.testing.contract import failure
 from serviceradar_poller.testing.peers import frame
-from serviceradar_poller.testing.wires import Wire, WireLoop, run_wired
-from serviceradar_poller.transport.address import parse_address
-from serviceradar_poller.transport.credentials import CredentialsCache
+from serviceradar_poller.testing.wires import ECHO, FAIL, HANG, STREAM, Answers, WireLoop
 from serviceradar_poller.transport.native import channel as channel_module
 from serviceradar_poller.transport.native import connection as module
 from serviceradar_poller.transport.native.channel import NativeChannel
 from serviceradar_poller.transport.native.tls import RECORD_BYTES_MAX
-
-Block = Callable[..., SecurityConfig]
-Program = Callable[[NativeChannel, WireLoop], Coroutine[Any, Any, Any]]
-ECHO, HANG, STREAM, FAIL = "/t/Echo", "/t/Hang", "/t/Stream", "/t/Fail"
-
-
-class NoNames:
-    async def resolve(self, host: str, *, timeout_s: float) -> tuple[str, ...]:
-        raise AssertionError
-
-
-class Answers:
-    """What the server does with calls."""
-
-    def __init__(self) -> None:
-        self.calls: list[Call] = []
-        self.paths: list[str] = []
-        self.stream: list[StreamItem] = [b"one", b"two", b"three"]
-
-    def __call__(self, call: Call) -> None:
-        self.calls.append(call)
-        self.paths.append(call.path)
-        match call.path:
-            case "/t/Echo":
-                call.reply(call.message)
-            case "/t/Stream":
-                call.stream(iter(self.stream))
-            case "/t/Fail":
-                call.fail(GrpcCode.NOT_FOUND, "no such thing")
-
-
-@pytest.fixture(params=["plain", "tls"])
-def contexts(
-    request: pytest.FixtureRequest, pki: Path, block: Block
-) -> tuple[ssl.SSLContext | None, ssl.SSLContext | None]:
-    """A client's and a server's; none for plaintext."""
-    if request.param == "plain":
-        return None, None
-    return asyncio.run(CredentialsCache(SystemClock()).ssl_context(block())), server_context(pki, "agent")
-
-
-@pytest.fixture
-def go(
-    contexts: tuple[ssl.SSLContext | None, ssl.SSLContext | None], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Answers]:
-    """Run a program against a server in memory, on virtual time; afterwards nothing may be left."""
-
-    class Socket:
-        def close(self) -> None:
-            pass
-
-    async def dial(*args: object, **kwargs: object) -> Socket:
-        await asyncio.sleep(0)
-        return Socket()
-
-    monkeypatch.setattr(channel_module, "dial", dial)
-
-    def run(program: Program, *, answers: Answers | None = None, **wire: Any) -> Answers:
-        answers = answers or Answers()
-
-        async def main(loop: WireLoop) -> None:
-            channel = NativeChannel(
-                parse_address("127.0.0.1:1"),
-                server_name="",
-                context=contexts[0],
-                resolver=NoNames(),
-                buffer=memoryview(bytearray(module.READ_BUFFER_BYTES)),
-            )
-            try:
-                await program(channel, loop)
-            finally:
-                await channel.close()
-
-        run_wired(main, lambda: Wire(answers, contexts[1], **wire))
-        return answers
-
-    return run
-
-
-async def failure(call: Coroutine[Any, Any, object]) -> CallError:
-    with pytest.raises(CallError) as caught:
-        await call
-    return caught.value
 
 
 async def everything(channel: NativeChannel) -> list[object]:
@@ -237,6 +147,24 @@ def test_keepalive(go: Callable[..., Answers]) -> None:
     go(program)
 
 
+def test_keepalive_after_an_answer_that_was_none(go: Callable[..., Answers]) -> None:
+    """What comes after a ping counts as life, but only until the next ping, never sooner than two minutes later."""
+
+    async def program(channel: NativeChannel, loop: WireLoop) -> None:
+        await channel.unary(ECHO, b"", 5.0)
+        wire = loop.wires[0]
+        wire.mute = True
+        began_at = loop.time()
+        # On its way when the first ping left, at 120 s.
+        loop.call_later(module.KEEPALIVE_TIME_S + 1.0, wire.send_raw, frame(8, (1).to_bytes(4, "big")))
+        wire.writes.clear()
+        error = await failure(channel.unary(HANG, b"", 1000.0))
+        assert (error.layer, error.reason) == (Layer.GRPC, "reset")
+        assert loop.time() - began_at == 2 * module.KEEPALIVE_TIME_S + 1.0 + module.KEEPALIVE_TIMEOUT_S
+
+    go(program)
+
+
 def test_keepalive_unanswered(go: Callable[..., Answers]) -> None:
     """A ping that stays unanswered for twenty seconds ends the connection and its calls."""
 
@@ -270,6 +198,48 @@ def test_a_socket_that_stalls(go: Callable[..., Answers]) -> None:
             assert wire.waiting_max <= module.WRITE_BUFFER_BYTES_MAX + RECORD_BYTES_MAX + 64
             wire.go_on()
         assert [task.result() for task in tasks] == large
+
+    go(program)
+
+
+def test_a_peer_that_stalls_and_sends_no_more(go: Callable[..., Answers]) -> None:
+    """A FIN while the socket takes nothing ends the connection at once; asyncio would wait until all is written."""
+
+    async def program(channel: NativeChannel, loop: WireLoop) -> None:
+        await channel.unary(ECHO, b"", 5.0)
+        wire = loop.wires[0]
+        wire.stall()
+        async with asyncio.TaskGroup() as group:
+            large = group.create_task(failure(channel.unary(ECHO, bytes(400_000), 50.0)))
+            await asyncio.sleep(1.0)
+            began_at = loop.time()
+            wire.half_close()
+            await asyncio.sleep(0.1)
+            assert wire.lost
+            assert large.result().reason == "reset"
+            assert await channel.unary(ECHO, b"next", 5.0) == b"next"
+        assert loop.time() - began_at < 1.0
+        assert channel.opened == 2
+
+    go(program)
+
+
+def test_close_does_not_wait_for_the_socket(go: Callable[..., Answers]) -> None:
+    """A connection whose transport closes already, with bytes that the peer does not take, is closed all the same."""
+
+    async def program(channel: NativeChannel, loop: WireLoop) -> None:
+        await channel.unary(ECHO, b"", 5.0)
+        wire = loop.wires[0]
+        wire.stall()
+        async with asyncio.TaskGroup() as group:
+            large = group.create_task(failure(channel.unary(ECHO, bytes(400_000), 50.0)))
+            await asyncio.sleep(1.0)
+            wire.close()
+            began_at = loop.time()
+            await channel.close()
+            assert large.result().reason == "closed"
+        assert wire.lost
+        assert loop.time() == began_at
 
     go(program)
 
@@ -363,7 +333,6 @@ def test_goaway(go: Callable[..., Answers]) -> None:
         await asyncio.sleep(0.1)
         assert loop.wires[1].lost
         assert channel.peer_certificate is None
-        assert channel.connection_age_s is None
 
     answers = Answers()
     go(program, answers=answers)

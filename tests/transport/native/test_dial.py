@@ -2,21 +2,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import errno
 import itertools
 import socket
+import struct
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serviceradar_poller.env import SystemClock
 from serviceradar_poller.errors import CallError, Layer
 from serviceradar_poller.testing.leaks import no_leaks
-from serviceradar_poller.testing.peers import unused_port
+from serviceradar_poller.testing.peers import after_settings, frame, unused_port
 from serviceradar_poller.transport.failures import ConnectStep
 from serviceradar_poller.transport.native import dial as module
 from serviceradar_poller.transport.native.dial import ADDRESSES_MAX, connect_failure, dial, interleave
+from serviceradar_poller.transport.native.transport import NativeTransport
+from serviceradar_poller.transport.resolver import SystemResolver
 
 V4 = st.ip_addresses(v=4).map(str)
 V6 = st.ip_addresses(v=6).map(str)
@@ -104,16 +109,106 @@ def test_a_name_is_resolved() -> None:
 
 
 def test_socket_options() -> None:
-    """Small requests leave at once, and a peer that vanished is noticed."""
+    """Small requests leave at once, and a peer that vanished is noticed when the last of three probes is lost."""
 
     async def main() -> None:
         with listener() as port:
             sock = await dial("127.0.0.1", port, peer="p", resolver=Names(), at=lambda step: None)
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == module.KEEPALIVE_IDLE_S
-            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == module.UNACKNOWLEDGED_MS_MAX
+            idle_s, interval_s, probes, unacknowledged_ms = (
+                sock.getsockopt(socket.IPPROTO_TCP, option)
+                for option in (
+                    socket.TCP_KEEPIDLE,
+                    socket.TCP_KEEPINTVL,
+                    socket.TCP_KEEPCNT,
+                    socket.TCP_USER_TIMEOUT,
+                )
+            )
+            assert (idle_s, interval_s, probes) == (60, 10, 3)
+            # Linux goes by the last one alone once it is set.
+            assert unacknowledged_ms == 1000 * (idle_s + probes * interval_s)
             sock.close()
+
+    asyncio.run(main())
+
+
+#: SO_ATTACH_FILTER and SO_DETACH_FILTER, asm-generic/socket.h, which the socket module does not have.
+ATTACH_FILTER, DETACH_FILTER = 26, 27
+
+
+@contextlib.contextmanager
+def unheard(sock: socket.socket) -> Iterator[None]:
+    """Let the kernel drop whatever reaches *sock*, as a network would: it acknowledges nothing."""
+    drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 0x6, 0, 0, 0), 8)  # BPF: return 0
+    sock.setsockopt(socket.SOL_SOCKET, ATTACH_FILTER, struct.pack("HL", 1, ctypes.addressof(drop_all)))
+    yield
+    sock.setsockopt(socket.SOL_SOCKET, DETACH_FILTER, 0)
+
+
+@pytest.mark.slow
+def test_an_idle_connection_survives_a_lost_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a fraction of the times: a lost probe is survived, and a peer that vanished is noticed when promised."""
+    monkeypatch.setattr(module, "KEEPALIVE_IDLE_S", 1)
+    monkeypatch.setattr(module, "KEEPALIVE_INTERVAL_S", 1)
+    monkeypatch.setattr(module, "UNACKNOWLEDGED_MS_MAX", module.UNACKNOWLEDGED_MS_MAX * 4 // 90)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with contextlib.ExitStack() as stack:
+            server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            ends: list[tuple[socket.socket, socket.socket]] = []
+            for _ in range(2):
+                ours = await dial(
+                    "127.0.0.1", server.getsockname()[1], peer="p", resolver=Names(), at=lambda step: None
+                )
+                ends.append((stack.enter_context(ours), stack.enter_context(server.accept()[0])))
+            (lucky, lucky_peer), (lost, lost_peer) = ends
+            began_at = loop.time()
+            stack.enter_context(unheard(lost_peer))
+            ended = loop.create_task(loop.sock_recv(lost, 1))
+            with unheard(lucky_peer):
+                await asyncio.sleep(1.6)  # the first probe
+            with pytest.raises(TimeoutError):
+                await ended
+            assert 3.5 <= loop.time() - began_at < 5.0
+            assert lucky.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+            lucky_peer.sendall(b"x")
+            assert await loop.sock_recv(lucky, 1) == b"x"
+
+    asyncio.run(main())
+
+
+def test_ipv6() -> None:
+    """An IPv6 literal is dialled, with brackets as an address has them, and calls are made on it."""
+    try:
+        with listener("::1"):
+            pass
+    except OSError as error:
+        pytest.skip(f"no IPv6 on the loopback of this machine: {error}")
+
+    async def main() -> None:
+        with listener("::1") as port, no_leaks():
+            assert await dialled("::1", port) == ("::1", [ConnectStep.TCP])
+            assert await dialled("agent", port, "127.0.0.1", "::1") == ("::1", [ConnectStep.RESOLVE, ConnectStep.TCP])
+
+        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await after_settings(lambda writer: writer.write(frame(3, (7).to_bytes(4, "big"), stream=1)))(
+                reader, writer
+            )
+            writer.close()
+
+        server = await asyncio.start_server(handle, "::1", 0)
+        port = server.sockets[0].getsockname()[1]
+        transport = NativeTransport(clock=SystemClock(), resolver=SystemResolver())
+        channel = await transport.channel(f"[::1]:{port}", None)
+        with pytest.raises(CallError) as caught:
+            await channel.unary("/t/Echo", b"", 5.0)
+        assert caught.value.reason == "refused_stream"
+        assert caught.value.detail.startswith(f"[::1]:{port}: ")
+        await channel.close()
+        server.close()
+        await asyncio.sleep(0.01)
 
     asyncio.run(main())
 

@@ -2,9 +2,11 @@
 Keep one peer's connection: opened by the first call, replaced when it can't be trusted, closed for good.
 
 The policy is the one of the other backend, whose module says why. A failed connect is not remembered: the next call
-dials anew, at once. Calls at the same time share one attempt to connect, and one that comes later joins it while it is
-young. A call that timed out with nothing heard on the connection since it began drops that connection; calls under
-way on a dropped one go on, and it is closed after the last of them.
+dials anew, at once. Calls at the same time share one attempt to connect, and one that comes later joins it, unless a
+call has waited for it in vain and it is no longer young; the first attempt that connects is for all who wait, and ends
+the others. A call that timed out with nothing heard on the connection since it began, or with a socket that took
+nothing in all that time, drops that connection; calls under way on a dropped one go on, and it is closed after the
+last of them.
 
 Calls beyond the streams that the peer allows wait their turn, in order, each until its own deadline.
 """
@@ -22,8 +24,9 @@ from serviceradar_poller.env import Resolver
 from serviceradar_poller.errors import CallError, GrpcCode, Layer
 from serviceradar_poller.transport import failures
 from serviceradar_poller.transport.address import Address
-from serviceradar_poller.transport.failures import ConnectStep
+from serviceradar_poller.transport.feeding import Feed
 from serviceradar_poller.transport.http2 import RequestHeaders
+from serviceradar_poller.transport.native.attempts import Attempt
 from serviceradar_poller.transport.native.connection import Connection
 from serviceradar_poller.transport.native.dial import dial
 from serviceradar_poller.transport.native.exchange import Exchange
@@ -33,8 +36,9 @@ from serviceradar_poller.transport.native.tls import TlsClient, TlsError
 
 #: One attempt to connect: name, TCP, TLS and the peer's HTTP/2 settings together.
 CONNECT_TIMEOUT_S = 10.0
-#: A call does not join an attempt to connect that is older: its next SYN may be many seconds away.
-ATTEMPT_AGE_S_MAX: Final = 2.0
+#: A call that waited for the connect as well, and so did not listen all of its time, needs this share of it in silence
+#: to conclude that the new connection is dead.
+SILENT_SHARE: Final = 0.5
 #: Calls that wait for a free stream; each is a task of ours, so this bounds what a bug could pile up.
 WAITING_MAX: Final = 10_000
 #: A stream's sender waits while more than this waits for the peer's window.
@@ -46,35 +50,6 @@ DEADLINE_SKEW_S: Final = 0.02
 
 _TIMED_OUT: Final = frozenset({GrpcCode.DEADLINE_EXCEEDED.value, GrpcCode.CANCELLED.value})
 USER_AGENT: Final = f"serviceradar-poller/{__version__}"
-
-
-class _Attempt:
-    """
-    One attempt to connect.
-
-    Attributes:
-        task: Gives the connection, or why there is none; None once it has ended.
-        connection: From the connected socket on.
-        doubted: A call ran out of time while it waited.
-    """
-
-    __slots__ = ("_step", "began_at", "connection", "doubted", "task")
-
-    def __init__(self, began_at: float) -> None:
-        self.began_at = began_at
-        self._step = ConnectStep.TCP
-        self.connection: Connection | None = None
-        self.doubted = False
-        self.task: asyncio.Task[Connection | CallError] | None = None
-
-    @property
-    def step(self) -> ConnectStep:
-        """What it waits for."""
-        return self.connection.step if self.connection is not None else self._step
-
-    def at(self, step: ConnectStep) -> None:
-        """Note the next step before there is a connection."""
-        self._step = step
 
 
 class NativeChannel:
@@ -130,8 +105,8 @@ class NativeChannel:
         self._buffer = buffer
         self._headers: dict[str, RequestHeaders] = {}  # by method: a handful
         self._connection: Connection | None = None
-        self._attempt: _Attempt | None = None
-        self._attempts: set[_Attempt] = set()  # those superseded too; each lasts CONNECT_TIMEOUT_S at most
+        self._attempt: Attempt | None = None
+        self._attempts: set[Attempt] = set()  # those superseded too; each lasts CONNECT_TIMEOUT_S at most
         self._dropped: set[Connection] = set()  # bounded by the calls under way
         self._waiting: deque[asyncio.Future[bool]] = deque()
         self._granted = 0  # streams promised to calls that have not run since
@@ -148,23 +123,16 @@ class NativeChannel:
         """The certificate that the peer proved, in DER; None without TLS or connection."""
         return self._connection.peer_certificate if self._connection is not None else None
 
-    @property
-    def connection_age_s(self) -> float | None:
-        """Seconds since the connection was made; None without one."""
-        if self._connection is None:
-            return None
-        return asyncio.get_running_loop().time() - self._connection.connected_at
-
     async def unary(self, method: str, payload: bytes, timeout_s: float) -> bytes:
         """Call a method with one message each way."""
-        now = asyncio.get_running_loop().time()
+        began_at = now = asyncio.get_running_loop().time()
         deadline = self._deadline(now, timeout_s, timeout_s)
         connection = self._connection
         if connection is None or self._waiting or connection.room <= self._granted:
-            connection = await self._acquire(deadline, timeout_s)
+            connection = await self._acquire(began_at, deadline, timeout_s)
             now = asyncio.get_running_loop().time()
         headers = self._headers.get(method) or self._new_headers(method)
-        exchange = connection.open(headers, payload, now=now, deadline=deadline)
+        exchange = connection.open(headers, payload, now=now, deadline=deadline, began_at=began_at)
         try:
             await exchange.waiter
         except asyncio.CancelledError:
@@ -181,7 +149,7 @@ class NativeChannel:
         """
         Call a method with a stream of *count* messages to the peer and one message back.
 
-        Stops sending as soon as the peer has answered.
+        Stops sending, and making messages, as soon as the peer has answered or the time is over.
 
         Raises:
             PollerError: from *payloads*; the call is cancelled.
@@ -189,40 +157,49 @@ class NativeChannel:
         loop = asyncio.get_running_loop()
         began_at = loop.time()
         connection, headers = await self.acquire(method, timeout_s, timeout_s)
-        exchange = connection.open(headers, None, now=loop.time(), deadline=began_at + min(timeout_s, TIMEOUT_S_MAX))
+        deadline = began_at + min(timeout_s, TIMEOUT_S_MAX)
+        exchange = connection.open(headers, None, now=loop.time(), deadline=deadline, began_at=began_at)
         call = exchange.call
-        sent_count = 0
-        try:
-            async for payload in payloads:
-                # Between two messages others get their turn, and an early answer is seen.
-                await asyncio.sleep(0)
-                while not exchange.ended and (connection.paused or call.pending_bytes > SEND_AHEAD_BYTES_MAX):
-                    await connection.wait(exchange)
-                if exchange.ended:
-                    break
-                sent_count += 1
-                call.send(payload, end=sent_count == count)
-                connection.soon()
-            else:
-                if sent_count < count or count == 0:
-                    call.finish_sending()
-                    connection.soon()
-            while not exchange.ended:
+
+        async def send(payload: bytes, number: int) -> bool:
+            # Between two messages others get their turn.
+            await asyncio.sleep(0)
+            while not exchange.ended and (connection.paused or call.pending_bytes > SEND_AHEAD_BYTES_MAX):
                 await connection.wait(exchange)
+            if exchange.ended:
+                return False
+            call.send(payload, end=number == count)
+            connection.soon()
+            return True
+
+        async def finish() -> None:
+            if not exchange.ended and (feed.sent_count < count or count == 0):
+                call.finish_sending()
+                connection.soon()
+
+        feed = Feed(payloads, send, finish)
+        try:
+            while not exchange.ended and not feed.failed:
+                waited: set[asyncio.Future[None]] = {connection.wait(exchange)}
+                if not feed.task.done():
+                    waited.add(feed.task)
+                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         finally:
             connection.cancel(exchange)  # does nothing to one that has ended
+            await feed.stop()
+        feed.check()
         outcome = call.outcome
         message = call.take() if outcome is not None and outcome.code == 0 and exchange.failure is None else None
         if message is None:
             raise self.failed(connection, exchange, timeout_s)
         if not call.sent_all:
             # What was sent last may wait for the peer's window still.
-            raise failures.early_answer(self._peer, min(sent_count, count - 1), count)
+            raise failures.early_answer(self._peer, min(feed.sent_count, count - 1), count)
         return message
 
     def receive_stream(self, method: str, payload: Callable[[], bytes], timeout_s: float) -> NativeStream:
         """Return a call with one message to the peer and a stream of messages back, which begins when it is read."""
-        return NativeStream(self, method, payload, timeout_s)
+        return NativeStream(self, method, payload, min(timeout_s, TIMEOUT_S_MAX))
 
     async def close(self) -> None:
         """Close for good; calls under way fail with reason ``closed``."""
@@ -255,8 +232,9 @@ class NativeChannel:
             timeout_s: What the call was given, for the words of a failure.
             stop: When it is done, no connection is wanted any more: reason ``cancelled``.
         """
-        deadline = self._deadline(asyncio.get_running_loop().time(), left_s, timeout_s)
-        connection = await self._acquire(deadline, timeout_s, stop)
+        began_at = asyncio.get_running_loop().time()
+        deadline = self._deadline(began_at, left_s, timeout_s)
+        connection = await self._acquire(began_at, deadline, timeout_s, stop)
         return connection, self._headers.get(method) or self._new_headers(method)
 
     # a connection with room for one more call
@@ -268,61 +246,71 @@ class NativeChannel:
             raise failures.deadline(self._peer, timeout_s)
         return now + (left_s if left_s < TIMEOUT_S_MAX else TIMEOUT_S_MAX)
 
-    async def _acquire(self, deadline: float, timeout_s: float, stop: asyncio.Future[None] | None = None) -> Connection:
+    async def _acquire(
+        self, began_at: float, deadline: float, timeout_s: float, stop: asyncio.Future[None] | None = None
+    ) -> Connection:
+        """Return a connection with room; the caller begins its call before it awaits anything."""
         loop = asyncio.get_running_loop()
         stops = () if stop is None else (stop,)
+        granted = False
         while True:
-            if self._closed:
-                raise failures.closed(self._peer)
-            if stop is not None and stop.done():
-                raise failures.cancelled(self._peer)
             connection = self._connection
+            failure: CallError | None = None
+            if self._closed:
+                failure = failures.closed(self._peer)
+            elif stop is not None and stop.done():
+                failure = failures.cancelled(self._peer)
+            elif loop.time() >= deadline:
+                failure = failures.deadline(self._peer, timeout_s)
+            if failure is not None:
+                if granted and connection is not None:
+                    self._changed(connection)  # the next one's turn
+                raise failure
             if connection is None:
+                granted = False
                 await self._connected(deadline, timeout_s, stops)
-            elif connection.room > self._granted and not self._waiting:
+            elif connection.room > (0 if granted else self._granted) and (granted or not self._waiting):
                 return connection
-            elif await self._turn(deadline, timeout_s, stops):
-                granted = self._connection
-                if granted is not None and granted.room > 0:
-                    return granted
-            if loop.time() >= deadline and self._connection is None:
-                raise failures.deadline(self._peer, timeout_s)
+            else:
+                granted = await self._turn(connection, began_at, deadline, timeout_s, stops)
 
     async def _connected(self, deadline: float, timeout_s: float, stops: tuple[asyncio.Future[None], ...]) -> None:
         """Wait for the attempt to connect. Raises CallError when it fails, or has not succeeded in time."""
         loop = asyncio.get_running_loop()
         attempt = self._attempt
-        if attempt is not None and attempt.doubted and loop.time() - attempt.began_at > ATTEMPT_AGE_S_MAX:
-            attempt = None
-        if attempt is None:
+        if attempt is None or attempt.stale(loop.time()):
             attempt = self._attempt = self._begin_attempt(loop)
         task = attempt.task
         assert task is not None
         waited: set[asyncio.Future[Any]] = {task, *stops}
         await asyncio.wait(waited, timeout=deadline - loop.time(), return_when=asyncio.FIRST_COMPLETED)
+        if self._connection is not None:
+            return  # by whichever attempt
         if not task.done():
             if self._closed or (stops and stops[0].done()):
                 return
             attempt.doubted = True
             raise failures.connect_timeout(self._peer, attempt.step, GrpcCode.DEADLINE_EXCEEDED, timeout_s)
         if task.cancelled():
-            return  # the channel is closed
+            return  # the channel is closed, or another attempt was faster and its connection has ended since
         outcome = task.result()
         if isinstance(outcome, CallError):
             raise failures.again(outcome)
-        if self._connection is None and not self._closed:
+        if not self._closed:
             # Another attempt is for another call.
             raise self._ended_at_once(outcome)
 
-    def _begin_attempt(self, loop: asyncio.AbstractEventLoop) -> _Attempt:
+    def _begin_attempt(self, loop: asyncio.AbstractEventLoop) -> Attempt:
         self.opened += 1
-        attempt = _Attempt(loop.time())
+        attempt = Attempt(loop.time())
         self._attempts.add(attempt)
         # Owned by this channel: it outlives the call that began it, and close() ends it.
         attempt.task = loop.create_task(self._connect(attempt), name=f"connect {self._peer}")
+        # Not by the task itself: one that is cancelled before its first step does nothing.
+        attempt.task.add_done_callback(lambda _: self._attempts.discard(attempt))
         return attempt
 
-    async def _connect(self, attempt: _Attempt) -> Connection | CallError:
+    async def _connect(self, attempt: Attempt) -> Connection | CallError:
         connection: Connection | None = None
         keep = False
         try:
@@ -351,7 +339,6 @@ class NativeChannel:
         except CallError as error:
             failure = failures.again(error)  # its traceback would hold this frame, and that the failure
         finally:
-            self._attempts.discard(attempt)
             attempt.task = None  # which holds the exception that cut it short, and that this frame
             if self._attempt is attempt:
                 self._attempt = None
@@ -362,8 +349,12 @@ class NativeChannel:
         assert connection is not None
         if self._connection is None and not self._closed:
             self._connection = connection
+            self._attempt = None
+            for other in self._attempts:
+                if other.task is not None:
+                    other.task.cancel()  # which wakes those who wait for it
         else:
-            connection.close()  # another attempt was faster
+            connection.close()
         return connection
 
     def _ended_at_once(self, connection: Connection) -> CallError:
@@ -371,22 +362,30 @@ class NativeChannel:
         going_away = connection.session.going_away
         if going_away is not None:
             return failures.goaway(self._peer, going_away.code, going_away.text)
+        failure = connection.failure
+        if failure is not None and failure.layer in (Layer.TLS, Layer.HTTP2):
+            return failures.again(failure)
+        # Lost or dropped: no call was on it.
         return failures.connect_reset(self._peer, in_handshake=False)
 
-    async def _turn(self, deadline: float, timeout_s: float, stops: tuple[asyncio.Future[None], ...]) -> bool:
+    async def _turn(
+        self,
+        connection: Connection,
+        began_at: float,
+        deadline: float,
+        timeout_s: float,
+        stops: tuple[asyncio.Future[None], ...],
+    ) -> bool:
         """Wait for a free stream; False when the connection that had none is gone. Raises CallError."""
         loop = asyncio.get_running_loop()
         if len(self._waiting) >= WAITING_MAX:
             raise failures.no_stream(self._peer, WAITING_MAX)
-        began_at = loop.time()
-        connection = self._connection
-        assert connection is not None
         connection.crowded = True
         turn: asyncio.Future[bool] = loop.create_future()
         self._waiting.append(turn)
         waited: set[asyncio.Future[Any]] = {turn, *stops}
         try:
-            await asyncio.wait(waited, timeout=deadline - began_at, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waited, timeout=deadline - loop.time(), return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             if turn.done():
                 self._granted -= turn.result()
@@ -400,8 +399,7 @@ class NativeChannel:
         if turn.cancelled():
             if stops and stops[0].done():
                 return False
-            if connection.heard_at <= began_at:
-                self._drop(connection)
+            self._judge(connection, began_at, deadline)
             raise failures.deadline(self._peer, timeout_s)
         self._granted -= turn.result()
         return turn.result()
@@ -420,6 +418,17 @@ class NativeChannel:
             self._granted += 1
             self._waiting.popleft().set_result(True)
         connection.crowded = bool(self._waiting)
+
+    def _judge(self, connection: Connection, began_at: float, deadline: float) -> None:
+        """Drop a connection on which, or waiting for which, a call ran out of time, if it may well be dead."""
+        if began_at >= connection.ready_at:
+            silent = connection.heard_at <= began_at
+        else:
+            silence_s = asyncio.get_running_loop().time() - connection.heard_at
+            silent = silence_s >= SILENT_SHARE * (deadline - began_at)
+        # A peer that says something now and then and reads nothing is of no use either.
+        if silent or connection.paused_since <= began_at:
+            self._drop(connection)
 
     def _drop(self, connection: Connection) -> None:
         """Take no more calls on it, and close it when the last has ended."""
@@ -452,6 +461,5 @@ class NativeChannel:
             failure = failure_of(exchange.call, connection, self._peer)
         elif failure.layer is Layer.DEADLINE:
             failure = failures.deadline(self._peer, timeout_s)
-            if connection.heard_at <= exchange.began_at:
-                self._drop(connection)
+            self._judge(connection, exchange.began_at, exchange.deadline)
         return failures.again(failure)

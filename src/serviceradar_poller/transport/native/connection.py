@@ -21,11 +21,14 @@ from serviceradar_poller.transport.native.dial import connect_failure
 from serviceradar_poller.transport.native.exchange import Exchange
 from serviceradar_poller.transport.native.tls import RECORD_BYTES_MAX, TlsClient, TlsError
 
-#: Go servers send GOAWAY too_many_pings to clients that ping more often than every 120 s.
+#: ServiceRadar's servers, in Go, are set to send GOAWAY too_many_pings to clients that ping more often than every
+#: 120 s; grpc-go by itself would do so to those that ping more often than every 5 minutes.
 KEEPALIVE_TIME_S = 120.0
 KEEPALIVE_TIMEOUT_S = 20.0
 #: What may wait for the socket, encrypted; more stays with the session until the socket takes it.
 WRITE_BUFFER_BYTES_MAX: Final = 64 * 1024
+#: What may wait for the socket of TLS's own answers, to key updates, while the socket takes nothing.
+TLS_OUTPUT_BYTES_MAX: Final = 64 * 1024
 #: A connection that has come so far takes no new calls: stream ids end at 2**31.
 CALL_ID_MAX = 2**30
 #: What one read takes from the socket, for all connections of a loop together.
@@ -43,7 +46,9 @@ class Connection(asyncio.BufferedProtocol):
 
     Attributes:
         ready: Result None when calls may begin, a CallError when none ever will.
-        heard_at: When bytes last arrived, by the loop's clock.
+        heard_at: When HTTP/2 last arrived, by the loop's clock; what TLS does by itself is no sign of life.
+        ready_at: When calls could begin.
+        paused_since: Since when the socket takes nothing more; infinite while it does.
         failure: Why it ended; None while it is up.
         closing: It takes no more calls.
         crowded: Calls wait for room; set by the channel, which then wants to know of everything that is received.
@@ -66,12 +71,13 @@ class Connection(asyncio.BufferedProtocol):
         "_unsent",
         "_used_up",
         "closing",
-        "connected_at",
         "crowded",
         "exchanges",
         "failure",
         "heard_at",
+        "paused_since",
         "ready",
+        "ready_at",
         "session",
     )
 
@@ -99,14 +105,15 @@ class Connection(asyncio.BufferedProtocol):
         self.closing = False
         self.crowded = False
         self._used_up = False
-        self.heard_at = self.connected_at = self._loop.time()
+        self.paused_since = math.inf
+        self.heard_at = self.ready_at = self._loop.time()
 
     # what the channel uses
 
     @property
     def room(self) -> int:
-        """How many more calls may begin now."""
-        return 0 if self.closing else self.session.room
+        """How many more calls may begin now; none while the socket takes nothing: they would pile up here."""
+        return 0 if self.closing or self._paused else self.session.room
 
     @property
     def usable(self) -> bool:
@@ -130,13 +137,21 @@ class Connection(asyncio.BufferedProtocol):
         return self._paused
 
     def open(
-        self, headers: RequestHeaders, message: bytes | None, *, now: float, deadline: float, each: bool = False
+        self,
+        headers: RequestHeaders,
+        message: bytes | None,
+        *,
+        now: float,
+        deadline: float,
+        began_at: float | None = None,
+        each: bool = False,
     ) -> Exchange:
         """
         Begin a call; there must be room.
 
         Args:
             message: The whole request; None for a stream of messages, which are sent on the call.
+            began_at: Before it waited for this connection; None when it did not.
             each: The caller takes message by message and asks for each.
         """
         timeout_s = deadline - now
@@ -144,7 +159,7 @@ class Connection(asyncio.BufferedProtocol):
             call = self.session.open(headers, timeout_s=timeout_s, end=False)
         else:
             call = self.session.open(headers, timeout_s=timeout_s, message=message, streaming=each)
-        exchange = Exchange(call, self._loop.create_future(), now, deadline)
+        exchange = Exchange(call, self._loop.create_future(), now if began_at is None else began_at, deadline)
         exchange.each = each or message is None
         if not self.exchanges:
             self._active_since = now
@@ -185,12 +200,12 @@ class Connection(asyncio.BufferedProtocol):
         self.closing = True
         self.session.close()
         transport = self._transport
-        if transport is not None and not transport.is_closing():
-            if not self._paused and self.step is ConnectStep.SETTINGS:
-                self._flush()
-            if self._tls is not None:
-                self._tls.finish()
-                if not self._paused:
+        if transport is not None:
+            if not self._paused and not transport.is_closing():
+                if self.step is ConnectStep.SETTINGS:
+                    self._flush()
+                if self._tls is not None:
+                    self._tls.finish()
                     transport.write(self._tls.take_output())
             # What the socket has not taken by now would keep it open for as long as the peer likes.
             if transport.get_write_buffer_size():
@@ -242,11 +257,11 @@ class Connection(asyncio.BufferedProtocol):
             except TlsError as error:
                 self._tls_failed(error)
                 return
-            if tls.has_output and self._transport is not None:
-                self._transport.write(tls.take_output())
-        self.heard_at = self._loop.time()
+            if tls.has_output and not self._answer(tls):
+                return
         session = self.session
         if data:
+            self.heard_at = self._loop.time()
             ended = self._told(session.receive(data))
             if session.error is not None:
                 self._session_broke()
@@ -256,6 +271,7 @@ class Connection(asyncio.BufferedProtocol):
         ready = self.ready
         if ready is not None and session.ready:
             self.ready = None
+            self.ready_at = self.heard_at
             ready.set_result(None) if not ready.done() else None
         if not self._paused:
             self._flush()
@@ -263,17 +279,24 @@ class Connection(asyncio.BufferedProtocol):
             self._peer_closed()
 
     def eof_received(self) -> bool:
-        """Close: neither TLS nor HTTP/2 has a use for half a connection."""
+        """End at once: neither TLS nor HTTP/2 has a use for half a connection, and asyncio would wait to write."""
+        self._peer_closed()
         return False
 
     def pause_writing(self) -> None:
         """Leave what there is with the session."""
         self._paused = True
+        self.paused_since = self._loop.time()
 
     def resume_writing(self) -> None:
-        """Go on sending, and let those go on who send streams."""
+        """Go on sending, and let those go on who send streams, and those who wait to begin."""
         self._paused = False
+        self.paused_since = math.inf
+        if self._tls is not None and self._tls.has_output and self._transport is not None:
+            self._transport.write(self._tls.take_output())
         self._flush()
+        if self.crowded:
+            self._on_change(self)
         if not self._paused:
             for exchange in self.exchanges.values():
                 if exchange.each:
@@ -308,6 +331,16 @@ class Connection(asyncio.BufferedProtocol):
                 exchange.waiter.set_result(None)
         return ended
 
+    def _answer(self, tls: TlsClient) -> bool:
+        """Send what TLS says by itself; False when the connection ended because the peer reads none of it."""
+        if not self._paused:
+            if self._transport is not None:
+                self._transport.write(tls.take_output())
+        elif tls.output_bytes > TLS_OUTPUT_BYTES_MAX:
+            self._tls_failed(TlsError("the peer asks for more key updates than it reads"))
+            return False
+        return True
+
     def _flush(self) -> None:
         """Send what the session has, as long as the socket takes it."""
         self._flushing = False
@@ -332,6 +365,8 @@ class Connection(asyncio.BufferedProtocol):
                 break
             if not data:
                 data = self.session.take_output()
+            elif transport.is_closing():  # it broke; what is written now is lost
+                break
         self._unsent = memoryview(data)
 
     def _wake_at(self, due: float) -> None:
@@ -362,14 +397,16 @@ class Connection(asyncio.BufferedProtocol):
     def _keepalive(self, now: float) -> float | None:
         """Return when to look again; None when the connection is dead."""
         session = self.session
+        # Whatever came after the ping is a sign of life as good as its answer.
         if session.ping_pending and self.heard_at <= self._pinged_at:
-            if now >= self._pinged_at + KEEPALIVE_TIMEOUT_S:
+            dead_at = self._pinged_at + KEEPALIVE_TIMEOUT_S
+            if now >= dead_at:
                 self._break(failures.lost(self._peer, "keepalive timeout"))
                 return None
-            return self._pinged_at + KEEPALIVE_TIMEOUT_S
+            return dead_at
         quiet_until = max(self.heard_at, self._active_since) + KEEPALIVE_TIME_S
-        if now < quiet_until or session.ping_pending:
-            return max(quiet_until, now + KEEPALIVE_TIMEOUT_S)
+        if now < quiet_until:
+            return quiet_until
         session.ping()
         self._pinged_at = now
         self._flush()
@@ -377,7 +414,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _tls_failed(self, error: TlsError) -> None:
         assert self._tls is not None
-        if self._transport is not None and self._tls.has_output:
+        if self._transport is not None and self._tls.has_output and not self._paused:
             self._transport.write(self._tls.take_output())  # the alert tells the peer why
         if self.ready is None:
             self._break(failures.lost(self._peer, str(error)))

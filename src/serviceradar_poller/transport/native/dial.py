@@ -27,12 +27,16 @@ ADDRESSES_MAX: Final = 8
 STAGGER_S = 0.25
 #: A lookup that takes longer leaves too little of the time to connect. The same as c-ares has in the other backend.
 RESOLVE_TIMEOUT_S: Final = 5.0
-#: A peer that vanished without a word while no call was under way is noticed after 60 + 3 * 10 s.
-KEEPALIVE_IDLE_S: Final = 60
-KEEPALIVE_INTERVAL_S: Final = 10
-KEEPALIVE_PROBES: Final = 3
-#: Sent and not acknowledged for so long means lost; retransmissions alone would go on for a quarter of an hour.
-UNACKNOWLEDGED_MS_MAX: Final = 20_000
+#: A peer that vanished without a word while no call was under way is noticed after 60 + 3 * 10 s, by the probes at 60,
+#: 70 and 80 s; one or two of them may be lost.
+KEEPALIVE_IDLE_S = 60
+KEEPALIVE_INTERVAL_S = 10
+KEEPALIVE_PROBES = 3
+#: Sent and not acknowledged for so long means lost; retransmissions alone would go on for a quarter of an hour. So does
+#: a peer that acknowledges but takes nothing, its window zero, for so long. Linux asks this, and not KEEPALIVE_PROBES,
+#: also when probes go unanswered, and counts from what was heard last: anything less than the sum of the above would
+#: end an idle connection sooner, with 30 s at the first lost probe.
+UNACKNOWLEDGED_MS_MAX = 1000 * (KEEPALIVE_IDLE_S + KEEPALIVE_PROBES * KEEPALIVE_INTERVAL_S)
 
 _UNREACHABLE: Final = frozenset(
     {

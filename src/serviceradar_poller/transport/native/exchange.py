@@ -13,6 +13,7 @@ class Exchange:
     One call on a connection and who waits for it.
 
     Attributes:
+        began_at: Before it waited for anything.
         failure: Why it ended, where that was not the peer's doing; the call's outcome tells the rest.
         waiter: What the caller awaits; set when something happened.
         each: Whether every message matters to the caller, not only the end.

@@ -97,11 +97,14 @@ class NativeStream:
     async def _begin(self) -> Exchange:
         payload = self._payload()
         loop = asyncio.get_running_loop()
+        began_at = loop.time()
         connection, headers = await self._channel.acquire(
-            self._method, self._deadline - loop.time(), self._timeout_s, self._stop
+            self._method, self._deadline - began_at, self._timeout_s, self._stop
         )
         self._connection = connection
-        self._exchange = connection.open(headers, payload, now=loop.time(), deadline=self._deadline, each=True)
+        self._exchange = connection.open(
+            headers, payload, now=loop.time(), deadline=self._deadline, began_at=began_at, each=True
+        )
         return self._exchange
 
     def _end(self, failure: CallError | None) -> None:

@@ -71,6 +71,11 @@ class TlsClient:
         """Whether take_output() has something."""
         return self._outgoing.pending > 0
 
+    @property
+    def output_bytes(self) -> int:
+        """How much take_output() has."""
+        return self._outgoing.pending
+
     def start(self) -> None:
         """Begin the handshake; take_output() then has the first bytes for the wire. Raises TlsError."""
         self._handshake()
