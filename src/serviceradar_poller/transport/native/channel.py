@@ -255,17 +255,13 @@ class NativeChannel:
         granted = False
         while True:
             connection = self._connection
-            failure: CallError | None = None
-            if self._closed:
-                failure = failures.closed(self._peer)
-            elif stop is not None and stop.done():
-                failure = failures.cancelled(self._peer)
-            elif loop.time() >= deadline:
-                failure = failures.deadline(self._peer, timeout_s)
-            if failure is not None:
+            cancelled = stop is not None and stop.done()
+            if self._closed or cancelled or loop.time() >= deadline:
                 if granted and connection is not None:
                     self._changed(connection)  # the next one's turn
-                raise failure
+                if self._closed:
+                    raise failures.closed(self._peer)
+                raise failures.cancelled(self._peer) if cancelled else failures.deadline(self._peer, timeout_s)
             if connection is None:
                 granted = False
                 await self._connected(deadline, timeout_s, stops)
