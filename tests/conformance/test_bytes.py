@@ -48,6 +48,7 @@ async def cut_short(call: Awaitable[object]) -> CallError | None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("reset", [False, True], ids=["fin", "rst"])
 @pytest.mark.parametrize("way", Way, ids=["up", "down"])
 def test_cut_at_every_byte(peer: PeerProcess, way: Way, reset: bool) -> None:
@@ -83,6 +84,7 @@ def test_cut_at_every_byte(peer: PeerProcess, way: Way, reset: bool) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("reset", "step"), [(False, 1), (True, 5)], ids=["fin", "rst"])
 @pytest.mark.parametrize("way", Way, ids=["up", "down"])
 def test_tls_cut_at_every_byte(grpcio: PeerProcess, mtls: SecurityConfig, way: Way, reset: bool, step: int) -> None:

@@ -27,14 +27,14 @@ def test_calls_wait_their_turn(peers: Callable[[str], PeerProcess], kind: str, s
         async with channel_to(address) as channel:
             await channel.unary(f"{SERVICE}Unary", b"", AMPLE_S)
             await peer.stats()
-            requests = [slow_request(tag, 0.02 if streams_max > 1 else 0.0) for tag in range(count)]
+            requests = [gated_request(tag, f"turn {address}") for tag in range(count)]
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(channel.unary(f"{SERVICE}Slow", request, AMPLE_S)) for request in requests]
+                await peer.wait_until_busy(streams_max)
+                await peer.open_gate(f"turn {address}")
             assert [task.result() for task in tasks] == requests
             assert channel.opened == 1
-            seen = await peer.stats()
-            assert streams_max // 2 < seen["peak"] <= streams_max
-            assert seen["order"] == list(range(count))
+            assert await peer.stats() == {"peak": streams_max, "order": list(range(count))}
 
     drive(main)
 
