@@ -29,8 +29,10 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Most tests wait for real time: a process more than there are cores, and each file within one of them.
+TEST_PROCESSES ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 # Looks for bytes that hurt our HTTP/2, in a session alone and in a whole channel; what it finds is kept in build/fuzz.
 SECONDS ?= 60

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections.abc import Callable
 
@@ -362,6 +363,7 @@ def test_b11_a_million_records_into_a_slow_sink_leave_memory_flat() -> None:
             outcome = await here.run(pipeline)
             assert outcome.complete and taken == count
 
+    gc.collect()  # what other tests left behind would go at any time
     before = sys.getallocatedblocks()
     simloop.run(main())
     assert len(blocks) == 10

@@ -9,9 +9,8 @@ credentials        CONFIG       certificate files missing, unreadable, mismatchi
 resolve            RESOLVE      the name has no address
 refused            TCP          connection refused
 unreachable        TCP          no route, network or host unreachable
-connect_timeout    up to HTTP2  no connection in time: name, SYN, handshake or SETTINGS unanswered;
-                                TCP for the handshake: silence says nothing of certificates
-reset              TCP          broken while connecting; also in the handshake, for the same reason
+connect_timeout    up to HTTP2  no connection in time: name, SYN, handshake (TCP) or SETTINGS unanswered
+reset              TCP          broken while connecting, the handshake included
 reset              GRPC         broken while waiting for the answer: the request may have arrived
 tls                TLS          handshake failed, either side refused the other's certificate
 protocol           HTTP2        the peer speaks something else
@@ -28,6 +27,8 @@ closed             CONFIG       this client was closed
 cancelled          CONFIG       this stream was cancelled by its reader
 the code's name    GRPC         the peer's status: unimplemented, permission_denied, unavailable …
 =================  ===========  =================================================================
+
+A handshake without an answer, or broken, counts as TCP: silence says nothing of certificates.
 """
 
 from __future__ import annotations
