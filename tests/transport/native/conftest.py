@@ -13,7 +13,7 @@ import pytest
 from serviceradar_poller.config.model import SecurityConfig
 from serviceradar_poller.env import SystemClock
 from serviceradar_poller.lab.tls import server_context
-from serviceradar_poller.testing.wires import Answers, Wire, WireLoop, run_wired
+from serviceradar_poller.testing.wires import Answers, Socket, Wire, WireLoop, run_wired
 from serviceradar_poller.transport.address import parse_address
 from serviceradar_poller.transport.credentials import CredentialsCache
 from serviceradar_poller.transport.native import channel as channel_module
@@ -44,10 +44,6 @@ def go(
     contexts: tuple[ssl.SSLContext | None, ssl.SSLContext | None], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Answers]:
     """Run a program against a server in memory, on virtual time; afterwards nothing may be left."""
-
-    class Socket:
-        def close(self) -> None:
-            pass
 
     async def dial(*args: object, **kwargs: object) -> Socket:
         await asyncio.sleep(0)

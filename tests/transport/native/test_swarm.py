@@ -16,7 +16,7 @@ from serviceradar_poller.errors import CallError, GrpcCode
 from serviceradar_poller.lab.http2 import Call
 from serviceradar_poller.lab.tls import server_context
 from serviceradar_poller.testing.peers import frame
-from serviceradar_poller.testing.wires import Wire, WireLoop, run_wired
+from serviceradar_poller.testing.wires import Socket, Wire, WireLoop, run_wired
 from serviceradar_poller.transport.address import parse_address
 from serviceradar_poller.transport.credentials import CredentialsCache
 from serviceradar_poller.transport.native import channel as channel_module
@@ -171,10 +171,6 @@ class Swarm:
 @pytest.mark.parametrize("kind", ["plain", "tls"])
 def test_swarm(kind: str, pki: Path, block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every call ends in time, with its own answer or a failure of a known kind; then a call works; nothing is left."""
-
-    class Socket:
-        def close(self) -> None:
-            pass
 
     async def dial(*args: object, **kwargs: object) -> Socket:
         await asyncio.sleep(0.1)

@@ -12,18 +12,13 @@ import pytest
 from serviceradar_poller.errors import CallError, Layer
 from serviceradar_poller.testing.contract import failure
 from serviceradar_poller.testing.peers import frame
-from serviceradar_poller.testing.wires import ECHO, HANG, SLOW, STREAM, Answers, Wire, WireLoop
+from serviceradar_poller.testing.wires import ECHO, HANG, SLOW, STREAM, Answers, Socket, Wire, WireLoop
 from serviceradar_poller.transport.native import channel as channel_module
 from serviceradar_poller.transport.native.channel import NativeChannel
 from serviceradar_poller.transport.native.connection import Connection
 
 Go = Callable[..., Answers]
 Contexts = tuple[ssl.SSLContext | None, ssl.SSLContext | None]
-
-
-class Socket:
-    def close(self) -> None:
-        pass
 
 
 async def outcome(call: Coroutine[Any, Any, bytes]) -> str:
