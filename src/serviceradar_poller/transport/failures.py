@@ -53,14 +53,17 @@ def one_line(text: str, characters_max: int = DETAIL_CHARACTERS_MAX) -> str:
     return line
 
 
-def deadline(peer: str, timeout_s: float) -> CallError:
-    """Make the failure of a call whose time ran out on a working connection, or before it began."""
-    return failed(
-        Layer.DEADLINE,
-        GrpcCode.DEADLINE_EXCEEDED,
-        "timeout",
-        f"{peer}: no answer within {max(timeout_s, 0.0):.3g} s",
-    )
+def deadline(peer: str, timeout_s: float, *, goodbye: str = "") -> CallError:
+    """
+    Make the failure of a call whose time ran out on a working connection, or before it began.
+
+    Args:
+        goodbye: Why the peer had begun to close the connection; empty when it had not.
+    """
+    detail = f"{peer}: no answer within {max(timeout_s, 0.0):.3g} s"
+    if goodbye:
+        detail += f"; the peer had said that it closes the connection: {goodbye}"
+    return failed(Layer.DEADLINE, GrpcCode.DEADLINE_EXCEEDED, "timeout", detail)
 
 
 def closed(peer: str) -> CallError:

@@ -338,6 +338,21 @@ def test_goaway(go: Callable[..., Answers]) -> None:
     go(program, answers=answers)
 
 
+def test_a_goodbye_for_an_error_is_told_with_the_timeout(go: Callable[..., Answers]) -> None:
+    """A peer may name the error of the connection, allow the call to finish, and never answer it."""
+
+    async def program(channel: NativeChannel, loop: WireLoop) -> None:
+        async with asyncio.TaskGroup() as group:
+            hanging = group.create_task(failure(channel.unary(HANG, b"", 2.0)))
+            await channel.unary(ECHO, b"", 5.0)
+            loop.wires[0].send_raw(frame(7, (2**31 - 1).to_bytes(4, "big") + (9).to_bytes(4, "big") + b"bad block"))
+        error = hanging.result()
+        assert (error.layer, error.reason) == (Layer.DEADLINE, "timeout")
+        assert error.detail.endswith("closes the connection: COMPRESSION_ERROR bad block")
+
+    go(program)
+
+
 def test_streams_are_waited_for_in_order(go: Callable[..., Answers]) -> None:
     """With one stream allowed calls take turns, first come first served; who waits too long or is cancelled leaves."""
     served: list[bytes] = []

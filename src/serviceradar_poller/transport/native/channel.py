@@ -456,6 +456,6 @@ class NativeChannel:
                 return failures.deadline(self._peer, timeout_s)
             failure = failure_of(exchange.call, connection, self._peer)
         elif failure.layer is Layer.DEADLINE:
-            failure = failures.deadline(self._peer, timeout_s)
+            failure = failures.deadline(self._peer, timeout_s, goodbye=connection.goodbye)
             self._judge(connection, exchange.began_at, exchange.deadline)
         return failures.again(failure)
