@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import signal
 import statistics
 import sys
 import time
@@ -30,6 +32,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from benchmarks.collected import PROGRAM
 from benchmarks.flapping import CORE, Act, choose, plan
 from benchmarks.measure import LOOP_LAG, POLL_LATENESS, cpu_s, histograms, open_fds, plain_metrics, rss_bytes, threads
 from benchmarks.report import MIB, Result, as_text, keep, machine, promises_table
@@ -102,6 +105,7 @@ def measure(settings: Settings, *, judged: bool = True, say: Callable[[str], obj
         warm_up_reports=WARM_UP_REPORTS,
         level="info",
         config={"transport": "native"},
+        program=PROGRAM,
     ) as site:
         run = _run(site, settings, say)
     went = courses(run, settings)
@@ -228,11 +232,12 @@ def _accounts(metrics: dict[str, float]) -> dict[str, int]:
 
 
 def _rest(site: Site, settings: Settings) -> Rest:
-    """Look at a poller that has nothing to do but its checks."""
+    """Look at a poller that has nothing to do but its checks, at each look without its garbage."""
     period_s = REST_INTERVALS * settings.interval_s / REST_LOOKS
     looks = []
     for _ in range(REST_LOOKS):
         time.sleep(period_s)
+        os.kill(site.poller.process.pid, signal.SIGUSR1)
         looks.append(_look(site, 0.0, 0))
     return Rest(
         rss_bytes=statistics.median(look.rss_bytes for look in looks),

@@ -160,8 +160,12 @@ def _pull(poller: Poller, metrics: MetricsSink, refusals: Refusals) -> None:
     )
     # Looks at each of them: 0.2 ms for a thousand.
     metrics.pull_gauge("loop_tasks", "Tasks of the event loop that have not ended.", lambda: len(asyncio.all_tasks()))
-    # What is alive, where resident memory is what was: some microseconds, a step for each 16 KiB.
-    metrics.pull_gauge("python_blocks", "Blocks of memory that live Python objects take.", sys.getallocatedblocks)
+    # What is in use, where resident memory is what was: some microseconds, a step for each 16 KiB.
+    metrics.pull_gauge(
+        "python_blocks",
+        "Blocks of memory that objects take, garbage and free lists among them.",
+        sys.getallocatedblocks,
+    )
 
 
 def _tune_malloc() -> None:
