@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from serviceradar_poller.logic.schedule import (
@@ -140,6 +140,7 @@ plan_lists = st.lists(
 @pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.floats(1, 60, allow_nan=False), plan_lists, actions, st.floats(-10, 100, allow_nan=False))
+@example(1.0, [(None, 18.0)], [], -5.0)  # before the first tick
 def test_no_check_overlaps_itself_is_forgotten_or_replayed(
     interval: float,
     shapes: list[tuple[float | None, float]],
@@ -206,7 +207,7 @@ def test_no_check_overlaps_itself_is_forgotten_or_replayed(
     for key in sorted(busy):  # liveness: all that ran is due again, within one interval and its offset
         schedule = finished(schedule, key, now, ok=True)
     busy.clear()
-    now += max([interval, *(shape[0] or 0 for shape in shapes)]) + 21
+    now = max(now, timetable.epoch_s) + max([interval, *(shape[0] or 0 for shape in shapes)]) + 21
     wake()
     assert len(busy) == len(plans)
 
