@@ -30,7 +30,7 @@ from serviceradar_poller.transport.native.attempts import Attempt
 from serviceradar_poller.transport.native.connection import Connection
 from serviceradar_poller.transport.native.dial import dial
 from serviceradar_poller.transport.native.exchange import Exchange
-from serviceradar_poller.transport.native.outcomes import failure_of
+from serviceradar_poller.transport.native.outcomes import failure_of, goodbye_of
 from serviceradar_poller.transport.native.stream import NativeStream
 from serviceradar_poller.transport.native.tls import TlsClient, TlsError
 
@@ -456,6 +456,6 @@ class NativeChannel:
                 return failures.deadline(self._peer, timeout_s)
             failure = failure_of(exchange.call, connection, self._peer)
         elif failure.layer is Layer.DEADLINE:
-            failure = failures.deadline(self._peer, timeout_s, goodbye=connection.goodbye)
+            failure = failures.deadline(self._peer, timeout_s, goodbye=goodbye_of(connection))
             self._judge(connection, exchange.began_at, exchange.deadline)
         return failures.again(failure)

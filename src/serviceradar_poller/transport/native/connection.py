@@ -17,7 +17,6 @@ from serviceradar_poller.errors import CallError
 from serviceradar_poller.transport import failures
 from serviceradar_poller.transport.failures import ConnectStep
 from serviceradar_poller.transport.http2 import Call, RequestHeaders, Session
-from serviceradar_poller.transport.http2.status import error_name
 from serviceradar_poller.transport.native.dial import connect_failure
 from serviceradar_poller.transport.native.exchange import Exchange
 from serviceradar_poller.transport.native.tls import RECORD_BYTES_MAX, TlsClient, TlsError
@@ -126,14 +125,6 @@ class Connection(asyncio.BufferedProtocol):
     def peer_certificate(self) -> bytes | None:
         """The peer's certificate in DER; None without TLS."""
         return self._tls.peer_certificate if self._tls is not None else None
-
-    @property
-    def goodbye(self) -> str:
-        """The error for which the peer is closing the connection; empty without one."""
-        going_away = self.session.going_away
-        if going_away is None or not going_away.code:
-            return ""
-        return f"{error_name(going_away.code)} {going_away.text}".rstrip()
 
     @property
     def step(self) -> ConnectStep:

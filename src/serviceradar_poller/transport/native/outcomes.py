@@ -8,6 +8,7 @@ from serviceradar_poller.errors import CallError, GrpcCode
 from serviceradar_poller.transport import failures
 from serviceradar_poller.transport.failures import known_code
 from serviceradar_poller.transport.http2 import Call, Cause
+from serviceradar_poller.transport.http2.status import error_name
 from serviceradar_poller.transport.native.connection import Connection
 
 
@@ -39,3 +40,11 @@ def failure_of(call: Call, connection: Connection, peer: str) -> CallError:
             return connection.failure or failures.lost(peer, "closed by this side")
         case _:
             assert_never(outcome.cause)
+
+
+def goodbye_of(connection: Connection) -> str:
+    """Return for which error the peer is closing the connection; empty without one."""
+    going_away = connection.session.going_away
+    if going_away is None or not going_away.code:
+        return ""
+    return f"{error_name(going_away.code)} {going_away.text}".rstrip()
