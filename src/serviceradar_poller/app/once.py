@@ -218,16 +218,7 @@ async def _ask(config: PollerConfig, agent: AgentConfig, key: str, check: CheckC
 async def _results(
     config: PollerConfig, agent: AgentConfig, check: CheckConfig, client: AgentClient, timeout_s: float
 ) -> tuple[bool, bytes]:
-    results = await client.get_results(
-        ResultsRequest(
-            service_name=check.service_name,
-            service_type=check.service_type,
-            agent_id=agent.name,
-            poller_id=config.poller_id,
-            details=check.details,
-        ),
-        timeout_s=timeout_s,
-    )
+    results = await client.get_results(_results_request(config, agent, check), timeout_s=timeout_s)
     return results.available, results.data
 
 
@@ -235,14 +226,7 @@ async def _streamed(
     config: PollerConfig, agent: AgentConfig, check: CheckConfig, client: AgentClient, timeout_s: float
 ) -> tuple[bool, bytes]:
     """Pull a streamed result to its end, and tell how much it is; raises CallError."""
-    request = ResultsRequest(
-        service_name=check.service_name,
-        service_type=check.service_type,
-        agent_id=agent.name,
-        poller_id=config.poller_id,
-        details=check.details,
-    )
-    stream = client.stream_results(request, timeout_s=timeout_s)
+    stream = client.stream_results(_results_request(config, agent, check), timeout_s=timeout_s)
     merge = new_merge(check.service_type, limits=STREAM_LIMITS)
     try:
         while not merge.final and (chunk := await stream.read()) is not None:
@@ -253,6 +237,16 @@ async def _streamed(
     finally:
         await stream.cancel()
     return True, f"{result.items} items, {result.bytes} bytes, sequence {result.sequence or '-'}".encode()
+
+
+def _results_request(config: PollerConfig, agent: AgentConfig, check: CheckConfig) -> ResultsRequest:
+    return ResultsRequest(
+        service_name=check.service_name,
+        service_type=check.service_type,
+        agent_id=agent.name,
+        poller_id=config.poller_id,
+        details=check.details,
+    )
 
 
 def _failure(agent: AgentConfig, key: str, check: CheckConfig, error: CallError, latency_s: float) -> Answer:
