@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from serviceradar_poller.events.polling import AgentConnected, OperatorRestart, PollerStarted, ServerFailed
+from serviceradar_poller.lab.ports import free_port
 from serviceradar_poller.observe.endpoints import RestartRequested, Sources, local_host
 from serviceradar_poller.observe.http import GetAddress, HttpServer
 from serviceradar_poller.observe.listen import ListenAddress
@@ -345,9 +346,7 @@ def test_a_stop_is_quick_with_clients_connected() -> None:
 
 def test_a_restarted_server_gets_its_port_back() -> None:
     """When the actor itself crashes, its successor serves on the same port."""
-    probe = socket.create_server(("127.0.0.1", 0))
-    port = probe.getsockname()[1]
-    probe.close()
+    port = free_port()
 
     async def test(site: Site) -> None:
         await site.address()
