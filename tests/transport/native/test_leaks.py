@@ -190,8 +190,9 @@ def test_failed_connects_leave_nothing(native: NativeTransport, pki: Path, block
 
     async def main() -> None:
         # A server in a process of its own: its descriptors are not looked at.
+        unused = unused_port()
         with LabAgents.start(1, cert_dir=pki) as agents, no_leaks():
-            for port in (unused_port(), agents.ports[0]):
+            for port in (unused, agents.ports[0]):
                 channel = await native.channel(f"127.0.0.1:{port}", block(server_name="wrong") if secure else None)
                 for _ in range(5):
                     error = await failure(channel.unary(STATUS, b"", 5.0))
