@@ -14,9 +14,7 @@ COUNT = 1000
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "streams_max"), [("grpc-js", 100), ("grpc-js", 1), ("grpcio", 1), ("grpclib", 100), ("grpclib", 1)]
-)
+@pytest.mark.parametrize(("kind", "streams_max"), [("grpc-js", 100), ("grpc-js", 1), ("grpclib", 100), ("grpclib", 1)])
 def test_calls_wait_their_turn(peers: Callable[[str], PeerProcess], kind: str, streams_max: int) -> None:
     """Calls beyond what the server allows wait, in order, on one connection; none is refused."""
     peer = peers(kind)
@@ -40,32 +38,34 @@ def test_calls_wait_their_turn(peers: Callable[[str], PeerProcess], kind: str, s
 
 
 @pytest.mark.slow
-def test_refused_calls_were_not_taken(grpcio: PeerProcess) -> None:
+@pytest.mark.parametrize("streams_max", [100, 1])
+def test_refused_calls_were_not_taken(grpcio: PeerProcess, streams_max: int) -> None:
     """
     A call that the server refuses may be made again at once: no call ever runs twice.
 
     gRPC's C core counts calls until it has freed them, and so refuses some that its own limit allows, also to its own
     client.
     """
-    address = grpcio.start(streams_max=100)
+    address = grpcio.start(streams_max=streams_max)
+    count, took_s = (COUNT, 0.02) if streams_max > 1 else (50, 0.001)
     refusals: list[str] = []
 
     async def main() -> None:
         async with channel_to(address) as channel:
 
             async def call(tag: int) -> bytes:
-                request = slow_request(tag, 0.02)
+                request = slow_request(tag, took_s)
                 return await until_taken(lambda: channel.unary(f"{SERVICE}Slow", request, AMPLE_S), refusals)
 
             await grpcio.stats()
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(call(tag)) for tag in range(COUNT)]
-            assert [task.result() for task in tasks] == [slow_request(tag, 0.02) for tag in range(COUNT)]
+                tasks = [group.create_task(call(tag)) for tag in range(count)]
+            assert [task.result() for task in tasks] == [slow_request(tag, took_s) for tag in range(count)]
             assert channel.opened == 1
             seen = await grpcio.stats()
-            assert sorted(seen["order"]) == list(range(COUNT))
-            assert seen["peak"] <= 100
-            assert set(refusals) == {"refused_stream"}
+            assert sorted(seen["order"]) == list(range(count))
+            assert seen["peak"] <= streams_max
+            assert set(refusals) <= {"refused_stream"}
 
     drive(main)
 
