@@ -40,7 +40,7 @@ async def exchange(channel: NativeChannel) -> None:
 async def cut_short(call: Awaitable[object]) -> CallError | None:
     """Return why a call failed, if it did."""
     try:
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(AMPLE_S):
             await call
     except CallError as error:
         return error
@@ -48,7 +48,7 @@ async def cut_short(call: Awaitable[object]) -> CallError | None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("reset", [False, True], ids=["fin", "rst"])
 @pytest.mark.parametrize("way", Way, ids=["up", "down"])
 def test_cut_at_every_byte(peer: PeerProcess, way: Way, reset: bool) -> None:
@@ -73,7 +73,7 @@ def test_cut_at_every_byte(peer: PeerProcess, way: Way, reset: bool) -> None:
                     proxy.cut = None
                     if error is None:
                         # The last bytes are acknowledgements that no call waits for: the next one meets the cut.
-                        error = await cut_short(channel.unary(f"{SERVICE}Unary", b"", 5.0))
+                        error = await cut_short(channel.unary(f"{SERVICE}Unary", b"", AMPLE_S))
                     else:
                         failures += 1
                     assert error is None or (error.retryable and error.reason in REASONS), (offset, error)
@@ -84,7 +84,7 @@ def test_cut_at_every_byte(peer: PeerProcess, way: Way, reset: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("reset", "step"), [(False, 1), (True, 5)], ids=["fin", "rst"])
 @pytest.mark.parametrize("way", Way, ids=["up", "down"])
 def test_tls_cut_at_every_byte(grpcio: PeerProcess, mtls: SecurityConfig, way: Way, reset: bool, step: int) -> None:
@@ -116,7 +116,7 @@ def test_tls_cut_at_every_byte(grpcio: PeerProcess, mtls: SecurityConfig, way: W
                     proxy.cut = None
                     if error is None:
                         # The last bytes are the goodbye, or acknowledgements: the next call may meet the cut.
-                        error = await cut_short(channel.unary(f"{SERVICE}Unary", b"", 5.0))
+                        error = await cut_short(channel.unary(f"{SERVICE}Unary", b"", AMPLE_S))
                     if error is not None:
                         reasons[error.reason] += 1
                         assert error.reason in REASONS, (offset, error)

@@ -168,7 +168,7 @@ def test_demo_ends_in_order_at_a_signal(tmp_path: Path) -> None:
     try:
         eventually(lambda: len(demo_processes(tmp_path)) == 4, "demo, agents, core and poller run")
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=20.0)
+        output, _ = process.communicate(timeout=60.0)
     finally:
         process.kill()
         process.wait()

@@ -82,7 +82,7 @@ def test_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         task.cancel()
-        await asyncio.wait({task}, timeout=1.0)
+        await asyncio.wait({task}, timeout=5.0)
         assert task.cancelled()
         release.set()
 

@@ -43,7 +43,7 @@ from typing import Any, Final, Self
 import msgspec
 
 #: Longest wait for an answer of a server process; its start included.
-PATIENCE_S: Final = 15.0
+PATIENCE_S: Final = 60.0
 #: Trailing metadata of Broken: text, and bytes that text can't hold.
 TRAILER_TEXT: Final = "text of a trailer"
 TRAILER_BYTES: Final = bytes(range(256))

@@ -19,7 +19,7 @@ from serviceradar_poller.transport.native.transport import NativeTransport
 from serviceradar_poller.transport.resolver import SystemResolver
 
 #: For calls that are to succeed: a machine that runs tests may be busy.
-AMPLE_S = 20.0
+AMPLE_S = 60.0
 
 
 def drive(main: Callable[[], Awaitable[None]]) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -31,6 +31,8 @@ class Running:
     goaway: Callable[[int], None] | None = None
 
 
+#: Longest wait for what a test says must come; shorter than the test waits for the answer.
+LONG_S: Final = 45.0
 #: Starts a server: port, whether with TLS, options.
 Start = Callable[[int, bool, dict[str, Any]], Awaitable[Running]]
 
@@ -123,13 +125,13 @@ class Desk:
                 self.note(command["event"], command["tag"])
                 return {}
             case "busy":
-                async with asyncio.timeout(10.0):
+                async with asyncio.timeout(LONG_S):
                     while self.active < command["count"]:
                         self._began.clear()
                         await self._began.wait()
                 return {}
             case "wait":
-                async with asyncio.timeout(10.0):
+                async with asyncio.timeout(LONG_S):
                     await self._event(command["event"], command["tag"]).wait()
                 return {}
             case "stats":

@@ -15,7 +15,7 @@ from serviceradar_poller.env import SystemClock
 from serviceradar_poller.wire.pb import monitoring_pb2 as pb
 
 #: Every wait for something that must come.
-PATIENCE_S = 5.0
+PATIENCE_S = 20.0
 #: A deadline for a call that must not be answered.
 SHORT_S = 0.15
 

@@ -23,6 +23,8 @@ from serviceradar_poller.transport.port.limits import PortLimits, Refusals
 from serviceradar_poller.transport.server import PollerServer, start
 
 NOW = SystemClock().wall() + 3600  # certificates are made when the first test runs
+#: For whatever must come.
+PATIENCE_S = 20.0
 CHECK = "/grpc.health.v1.Health/Check"
 WATCH = "/grpc.health.v1.Health/Watch"
 HELLO = PREFACE + settings()
@@ -98,7 +100,7 @@ async def frames(reader: asyncio.StreamReader) -> AsyncIterator[tuple[int, int, 
 async def answer(reader: asyncio.StreamReader, stream: int) -> tuple[bytes, bytes]:
     """Return the data and the encoded trailers of one call."""
     data = b""
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(PATIENCE_S):
         async for kind, flags, number, payload in frames(reader):
             if number != stream:
                 continue
@@ -112,7 +114,7 @@ async def answer(reader: asyncio.StreamReader, stream: int) -> tuple[bytes, byte
 async def until_closed(reader: asyncio.StreamReader) -> int | None:
     """Return the code of the GOAWAY, if any, when the connection has ended."""
     code = None
-    async with asyncio.timeout(10.0):
+    async with asyncio.timeout(PATIENCE_S):
         async for kind, _, _, payload in frames(reader):
             if kind == GOAWAY:
                 code = int.from_bytes(payload[4:8], "big")
@@ -123,19 +125,19 @@ async def works(server: PollerServer) -> None:
     """Assert that somebody else is served."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         check: Any = channel.unary_unary(CHECK)
-        assert health_pb2.HealthCheckResponse.FromString(await check(b"", timeout=5.0)).status == 1
+        assert health_pb2.HealthCheckResponse.FromString(await check(b"", timeout=PATIENCE_S)).status == 1
 
 
 async def eventually(state: Callable[[], bool]) -> None:
     """Wait for a state that nothing tells of."""
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(PATIENCE_S):
         while not state():  # noqa: ASYNC110 - states of the server, without an event for them
             await asyncio.sleep(0.005)
 
 
 async def answered(reader: asyncio.StreamReader) -> None:
     """Wait for the first message of an answer."""
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(PATIENCE_S):
         async for kind, _, _, _ in frames(reader):
             if kind == DATA:
                 return
