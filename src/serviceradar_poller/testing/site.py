@@ -70,10 +70,12 @@ class Site:
         assert not late, late[:10]
 
     def assert_no_crash(self, *, since: int = 0) -> None:
-        """Assert that no child of the tree crashed, hung or gave up."""
-        for name in ("child_exited", "child_start_failed", "supervisor_gave_up", "child_zombie", "loop_blocked"):
+        """Assert that no child of the tree crashed, hung or gave up, and that the loop stood still only without CPU."""
+        for name in ("child_exited", "child_start_failed", "supervisor_gave_up", "child_zombie"):
             told = [line for line in self.poller.events(name, since=since) if line["level"] in ("warn", "error")]
             assert not told, told[:3]
+        blocked = self.poller.blocks(since=since)
+        assert not blocked, blocked[:3]
 
 
 class MakeSite(Protocol):
