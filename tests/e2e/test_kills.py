@@ -22,13 +22,13 @@ from serviceradar_poller.lab.ports import free_port
 from serviceradar_poller.testing.process import PollerProcess, clean_environment, eventually
 from serviceradar_poller.testing.site import write_config
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(500)]
 
 POLLERS = 5
 LIVES = 40
 SEED = 20_251
 #: Longest that the lives of one poller may take, on a machine that is busy.
-LIVES_TIMEOUT_S = 240.0
+LIVES_TIMEOUT_S = 360.0
 
 
 @dataclass
@@ -179,7 +179,7 @@ def test_two_hundred_kills_lose_nothing_that_was_sealed(pki: Path, tmp_path: Pat
             ]
             assert times == sorted(times), killed.name
             received, promised = Counter(times), Counter(killed.promised())
-            assert len(times) > LIVES / 2, "few lives were long enough to tell core anything"
+            assert len(times) > LIVES / 2, "core was told of few lives"
             # The last life ran as the program itself: what it sealed is not among the promises.
             assert not promised - received, (killed.name, promised - received)
             seen = {(report_id, time) for life in killed.lives for report_id, time, _ in life["waiting"]}

@@ -1,6 +1,9 @@
 """
 Let a poller live and be killed, again and again, at instants that a seed decides. For tests only.
 
+Some die while they start. The others are killed a drawn time after they have sealed for the first time, however long a
+busy machine takes for that.
+
     python -m serviceradar_poller.testing.lives CONFIG PROMISES SEED LIVES
 
 The program is loaded once; each life is a fork of it, a whole poller with a process of its own, that ends by SIGKILL.
@@ -24,8 +27,13 @@ from serviceradar_poller.errors import SpoolError
 from serviceradar_poller.reporting.spool import NewReport, Spool
 from serviceradar_poller.reporting.spool.inspect import look
 
-#: Seconds of a life; a poller is up in some 0.5 s beside four others, so that some die young.
-LIFE_S = (0.05, 1.5)
+#: Share of the lives that end before their time, and seconds of such a life.
+YOUNG, YOUNG_S = 0.3, (0.05, 0.6)
+#: Seconds that the others live on after their first seal; it comes some 0.5 s after the start, beside four others.
+LIFE_S = (0.0, 1.0)
+#: A poller that has sealed nothing by then never will.
+SEAL_S_MAX = 30.0
+LOOK_S = 0.005
 
 
 def main(argv: list[str]) -> int:
@@ -36,17 +44,23 @@ def main(argv: list[str]) -> int:
     state_dir = Path(loaded.config.state_dir)
     pause = threading.Event()
     for number in range(lives):
-        life_s = rng.uniform(*LIFE_S)
+        young = rng.random() < YOUNG
+        life_s = rng.uniform(*(YOUNG_S if young else LIFE_S))
+        promised_bytes = _size(promises)
         pid = os.fork()
         if pid == 0:
             _live(config, promises)
+        looks = 0 if young else round(SEAL_S_MAX / LOOK_S)
+        while looks and _size(promises) == promised_bytes:
+            looks -= 1
+            pause.wait(LOOK_S)
         pause.wait(life_s)
         ended, _ = os.waitpid(pid, os.WNOHANG)
         if not ended:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-        line = {"life": number, "life_s": life_s, "by_itself": bool(ended), "waiting": _waiting(state_dir)}
-        sys.stdout.write(json.dumps(line) + "\n")
+        line = {"life": number, "young": young, "life_s": life_s, "by_itself": bool(ended)}
+        sys.stdout.write(json.dumps({**line, "waiting": _waiting(state_dir)}) + "\n")
         sys.stdout.flush()
     return 0
 
@@ -70,6 +84,11 @@ def _live(config: Path, promises: str) -> None:
         code = run(load(str(config), environment()), environment())
     finally:
         os._exit(code)
+
+
+def _size(promises: str) -> int:
+    """Return how much has been noted so far."""
+    return os.path.getsize(promises) if os.path.exists(promises) else 0
 
 
 def _waiting(state_dir: Path) -> list[tuple[int, int, int]]:
