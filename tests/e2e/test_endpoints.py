@@ -35,7 +35,7 @@ def test_health_endpoints(site: MakeSite) -> None:
     assert health["memory_usage"] > 10 * 1024 * 1024
     assert health["process_count"] > 3 * 6
     assert poller.metric("agents_connected") == 3
-    assert poller.metric("polls_total", outcome="available") >= 6
+    eventually(lambda: poller.metric("polls_total", outcome="available") >= 6, "each check has had its answer")
     view = poller.json("/view")
     assert view["core"]["connected"] is True and len(view["agents"]) == 3
 
@@ -119,7 +119,7 @@ def test_the_grpc_port_wants_a_client_certificate(site: MakeSite, pki: Path) -> 
 
 def test_ports_that_are_taken_do_not_stop_polling(site: MakeSite) -> None:
     """With its gRPC port taken the poller says so, polls, and serves as soon as the port is free."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.create_server(("127.0.0.1", free_port())) as taken:
         port = taken.getsockname()[1]
         made = site(1, config={"listen_addr": f"127.0.0.1:{port}"})
         failed = made.poller.await_event("server_failed", name="grpc")[0]

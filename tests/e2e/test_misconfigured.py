@@ -34,7 +34,8 @@ def test_w18_each_unusable_agent_is_down_alone_and_core_is_told_why(site: MakeSi
     made = site(12, change=spoil)
     poller = made.poller
     polled = poller.await_event("check_finished", agent="agent-0012", outcome="available")[0]
-    assert polled["wall_s"] - poller.wall_s < 5.0, "the start was slow"
+    waited_s = poller.waits.waited_s(poller.wall_s, polled["wall_s"])  # for a CPU: others have the machine too
+    assert polled["wall_s"] - poller.wall_s - waited_s < 5.0, "the start was slow"
     for agent, reason in REASONS.items():
         for service in ("ping", "agent-unit"):
             status = made.await_status(agent, service, lambda status: not status["available"])

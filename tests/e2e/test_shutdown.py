@@ -55,8 +55,8 @@ def test_w25_a_second_signal_cuts_at_once(site: MakeSite) -> None:
     assert made.poller.alive
     begin_s = CLOCK.monotonic()
     made.poller.send(signal.SIGTERM)
-    assert made.poller.wait(5.0) == 130
-    assert CLOCK.monotonic() - begin_s < 2.0
+    assert made.poller.wait(15.0) == 130
+    assert CLOCK.monotonic() - begin_s < 5.0, "the stop has twice as long"
 
 
 def test_w25_a_core_that_hangs_holds_the_stop_no_longer_than_the_shutdown_timeout(site: MakeSite) -> None:
