@@ -170,7 +170,7 @@ def test_calls_on_a_dropped_channel_go_on(plain: Plain) -> None:
 @pytest.mark.slow
 def test_silent_peers_keep_no_sockets(plain: Plain, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that never got HTTP/2 settings is gone when its time to connect is over."""
-    monkeypatch.setattr(channel, "CONNECT_TIMEOUT_MS", 300)
+    monkeypatch.setattr(channel, "CONNECT_TIMEOUT_MS", 2_000)  # all thirty are there at once, also on a busy machine
 
     def fds() -> int:
         return len(os.listdir("/proc/self/fd"))
@@ -190,7 +190,7 @@ def test_silent_peers_keep_no_sockets(plain: Plain, backend: str, monkeypatch: p
                 assert fds() <= before + 30 + 2
             else:
                 assert fds() >= before + 20
-            async with asyncio.timeout(10.0):
+            async with asyncio.timeout(30.0):
                 while fds() > before + 8:  # noqa: ASYNC110 (the library tells nobody)
                     await asyncio.sleep(0.05)
             await idle.close()
@@ -203,7 +203,7 @@ def test_many_threads_of_calls_after_restart(plain: Plain) -> None:
 
     async def main() -> None:
         peer = Peer()
-        await peer.start()
+        await peer.start(port=unused_port())  # one that nobody takes in between
         peers = plain(peer.address)
         outcomes: set[str] = set()
 
@@ -242,7 +242,7 @@ from serviceradar_poller.errors import CallError
 from serviceradar_poller.testing.peers import silence, tcp_peer
 from serviceradar_poller.transport.grpcio_client import GrpcioTransport
 
-async def reason(highest):
+async def reason(highest, timeout_s):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain("{pki}/agent.pem", "{pki}/agent-key.pem")
     context.set_alpn_protocols(["h2"])
@@ -252,7 +252,7 @@ async def reason(highest):
     async with tcp_peer(silence, context) as address:
         client = await GrpcioTransport(clock=SystemClock()).agent(address, block)
         try:
-            await client.check_health(timeout_s=0.3)
+            await client.check_health(timeout_s=timeout_s)
         except CallError as error:
             return error.reason
         finally:
@@ -260,10 +260,10 @@ async def reason(highest):
 
 async def main():
     assert transport.TLS13_ENFORCED
-    print(await reason(ssl.TLSVersion.TLSv1_2), await reason(ssl.TLSVersion.TLSv1_3))
+    print(await reason(ssl.TLSVersion.TLSv1_2, 15.0), await reason(ssl.TLSVersion.TLSv1_3, 0.5))
 
 asyncio.run(main())
 """
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=90)
     # Over 1.3 the handshake succeeds and the peer then keeps silent.
     assert run.stdout.split() == ["tls", "connect_timeout"], run.stderr

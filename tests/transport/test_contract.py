@@ -146,7 +146,7 @@ def test_chunks_that_never_come(transport: Transport, ending: str) -> None:
             core = await transport.core(peer.address, None)
             loop = asyncio.get_running_loop()
             began_at = loop.time()
-            timeout_s = 0.3 if ending == "deadline" else 20.0
+            timeout_s = 1.0 if ending == "deadline" else 60.0
             call = asyncio.create_task(core.stream_status_raw(stuck(), 2, timeout_s=timeout_s))
             if ending == "cancel":
                 await refusing.wait()
@@ -156,7 +156,7 @@ def test_chunks_that_never_come(transport: Transport, ending: str) -> None:
             else:
                 error = await failure(call)
                 assert error.reason == ("timeout" if ending == "deadline" else "resource_exhausted")
-            assert loop.time() - began_at < 5.0
+            assert loop.time() - began_at < 20.0
             assert made == ["one", "closed"]
             await core.close()
 

@@ -234,7 +234,7 @@ def test_the_time_is_for_the_whole_stream(transport: Transport) -> None:
             began_s = loop.time()
             error = await failure(rest(stream))
             assert (error.layer, error.reason) == (Layer.DEADLINE, "timeout")
-            assert 0.4 < loop.time() - began_s < 2.0
+            assert 0.4 < loop.time() - began_s < 20.0  # all of it would take fifty seconds
             late = client.stream_results(REQUEST, timeout_s=0.0)
             assert (await failure(late.read())).reason == "timeout"
 

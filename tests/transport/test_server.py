@@ -183,8 +183,8 @@ def test_stop_twice() -> None:
     """Stopping again does nothing, and the port is free afterwards."""
 
     async def main() -> None:
-        async with running() as server:
-            where = f"127.0.0.1:{server.port}"
+        where = f"127.0.0.1:{unused_port()}"  # one that nobody takes in between
+        async with running(where) as server:
             await server.stop(1.0)
             await server.stop(1.0)
             async with running(where) as again:

@@ -171,7 +171,7 @@ def test_an_idle_connection_survives_a_lost_probe(monkeypatch: pytest.MonkeyPatc
                 await asyncio.sleep(1.6)  # the first probe
             with pytest.raises(TimeoutError):
                 await ended
-            assert 3.5 <= loop.time() - began_at < 5.0
+            assert 3.5 <= loop.time() - began_at < 8.0
             assert lucky.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
             lucky_peer.sendall(b"x")
             assert await loop.sock_recv(lucky, 1) == b"x"
@@ -213,16 +213,15 @@ def test_ipv6() -> None:
     asyncio.run(main())
 
 
-def test_the_next_address_at_once_when_one_is_refused() -> None:
+def test_the_next_address_at_once_when_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A refused address costs no stagger."""
+    monkeypatch.setattr(module, "STAGGER_S", 30.0)
 
     async def main() -> None:
-        loop = asyncio.get_running_loop()
         with listener("127.0.0.2") as port, no_leaks():
-            began_at = loop.time()
-            where, _ = await dialled("agent", port, "127.0.0.1", "127.0.0.2")
+            async with asyncio.timeout(10.0):
+                where, _ = await dialled("agent", port, "127.0.0.1", "127.0.0.2")
             assert where == "127.0.0.2"
-            assert loop.time() - began_at < module.STAGGER_S
 
     asyncio.run(main())
 
@@ -236,7 +235,7 @@ def test_the_next_address_soon_when_one_is_silent(monkeypatch: pytest.MonkeyPatc
             began_at = asyncio.get_running_loop().time()
             where, _ = await dialled("agent", port, "127.0.0.1", "127.0.0.2")
             assert where == "127.0.0.2"
-            assert 0.05 <= asyncio.get_running_loop().time() - began_at < 0.5
+            assert 0.05 <= asyncio.get_running_loop().time() - began_at < 5.0
 
     asyncio.run(main())
 

@@ -16,6 +16,7 @@ def quiet(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(logger, "propagate", True)
     logging.disable(logging.NOTSET)
     caplog.set_level(logging.WARNING, logger="asyncio")
+    gc.collect()  # what other tests left behind would speak up at any time
     yield
     gc.collect()
     assert [each.getMessage() for each in caplog.get_records("call") if each.levelno >= logging.WARNING] == []

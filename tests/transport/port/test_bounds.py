@@ -260,7 +260,7 @@ def test_time_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "TICK_S", 0.02)
 
     async def main() -> None:
-        limits = PortLimits(handshake_s=0.1, idle_s=0.2, call_s_max=0.1)
+        limits = PortLimits(handshake_s=0.4, idle_s=0.8, call_s_max=0.4)
         async with contextlib.AsyncExitStack() as stack:
             server, refusals = await stack.enter_async_context(running(limits))
             watching, writer = await stack.enter_async_context(stranger(server))
@@ -363,7 +363,7 @@ def test_stop_ends_everybody(block: Callable[..., SecurityConfig]) -> None:
                     writer.write(data)
                     readers.append(reader)
                 await eventually(lambda: server.connections == 3 or security is not None)  # noqa: B023
-                async with asyncio.timeout(3.0):
+                async with asyncio.timeout(10.0):
                     await server.stop(0.1)
                     for reader in readers:
                         await until_closed(reader)
