@@ -25,14 +25,24 @@ Connect = Callable[..., Client]
 
 @pytest.fixture
 def connect(pki: Path) -> Iterator[Connect]:
-    """Make clients; ``connect(port)`` is plaintext, ``connect(port, tls=True)`` mTLS."""
+    """
+    Make clients; ``connect(port)`` is plaintext, ``connect(port, tls=True)`` mTLS.
+
+    They give up an attempt to connect after 200 ms and make another, unless they are *patient*.
+    """
     channels: list[grpc.Channel] = []
 
-    def make(port: int, *, tls: bool = False, with_credentials: grpc.ChannelCredentials | None = None) -> Client:
+    def make(
+        port: int,
+        *,
+        tls: bool = False,
+        with_credentials: grpc.ChannelCredentials | None = None,
+        patient: bool = False,
+    ) -> Client:
         options = [
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.initial_reconnect_backoff_ms", 50),
-            ("grpc.min_reconnect_backoff_ms", 200),
+            ("grpc.min_reconnect_backoff_ms", 60_000 if patient else 200),
             ("grpc.max_reconnect_backoff_ms", 200),
             ("grpc.max_receive_message_length", -1),
         ]

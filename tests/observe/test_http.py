@@ -23,6 +23,9 @@ from serviceradar_poller.otp import Actor, ExitReason, Ref, System, Tree, actor,
 
 pytestmark = pytest.mark.slow
 
+#: For whatever must come.
+PATIENCE_S = 20.0
+
 
 @dataclass
 class Answer:
@@ -90,7 +93,7 @@ class Site:
         names = {"host": f"127.0.0.1:{self.port}", "content-length": str(len(body)), "connection": "close"}
         names |= {name.replace("_", "-"): value for name, value in headers.items()}
         head = "".join(f"{name}: {value}\r\n" for name, value in names.items() if value)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
             writer.write(f"{method} {target} HTTP/1.1\r\n{head}\r\n".encode() + body)
             raw = await reader.read()
@@ -109,7 +112,7 @@ class Site:
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():  # noqa: ASYNC110 - states, of which nobody tells
             await asyncio.sleep(0.005)
 
@@ -123,7 +126,7 @@ def run(test: Callable[[Site], Awaitable[None]], **options: Any) -> Site:
             await test(site)
         finally:
             assert site.tree is not None
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 await site.tree.stop()
 
     asyncio.run(main())
@@ -341,7 +344,7 @@ def test_a_stop_is_quick_with_clients_connected() -> None:
 
     asyncio.run(main())
     gc.collect()
-    assert took[0] < 2.5
+    assert took[0] < 4.5, "its supervisor kills it after five seconds"
 
 
 def test_a_restarted_server_gets_its_port_back() -> None:
