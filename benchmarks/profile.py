@@ -200,7 +200,8 @@ def _cycles(pid: int, interval_s: float, plan: Sequence[bool]) -> list[Cycle]:
             on = wanted
         next_s += interval_s
         time.sleep(max(next_s - time.monotonic(), 0.0))
-        found.append(Cycle(sampled=wanted, cpu_s=cpu_s(pid) - before[0], main_cpu_s=main_thread_cpu_s(pid) - before[1]))
+        main_s = main_thread_cpu_s(pid) - before[1]  # read within what the whole process is measured over
+        found.append(Cycle(sampled=wanted, cpu_s=cpu_s(pid) - before[0], main_cpu_s=main_s))
     return found
 
 
