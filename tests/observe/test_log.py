@@ -68,7 +68,9 @@ def test_every_event_type_is_written(
         assert set(keys) <= set(line)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=200, deadline=None
+)
 @given(data=st.data())
 @pytest.mark.slow
 def test_whatever_an_event_holds_gives_one_json_line(any_event: st.SearchStrategy[Any], data: st.DataObject) -> None:
@@ -80,7 +82,9 @@ def test_whatever_an_event_holds_gives_one_json_line(any_event: st.SearchStrateg
     assert isinstance(json.loads(text), dict)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=200, deadline=None
+)
 @given(data=st.data())
 @pytest.mark.slow
 def test_whatever_an_event_holds_gives_one_human_line_and_indented_blocks(

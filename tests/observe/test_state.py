@@ -113,7 +113,7 @@ def test_a_snapshot_survives_the_way_to_another_process(
     assert decode_snapshot(encode_snapshot(snapshot)) == snapshot
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
 @given(data=st.data())
 def test_whatever_events_hold_the_notes_are_bounded_and_nothing_breaks(
     any_event: st.SearchStrategy[Any], data: st.DataObject
