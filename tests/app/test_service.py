@@ -28,7 +28,7 @@ from serviceradar_poller.transport.server import PollerServer, start
 
 pytestmark = pytest.mark.slow
 
-WITHIN_S = 10.0
+WITHIN_S = 30.0
 
 
 @dataclass

@@ -97,6 +97,7 @@ def test_samples_stand_for_the_cpu_that_was_used(sampler: Sampler, tmp_path: Pat
     samples, stacks = read(tmp_path / "samples.json")
     found = by_function(stacks)
     assert samples > 5
-    assert 0.5 * used_s < found[__file__, "burn"] <= used_s
+    # The first sample has the way from the toggle to the function, too.
+    assert 0.5 * used_s < found[__file__, "burn"] <= 1.02 * used_s
     assert sum(found.values()) <= 1.1 * used_s
     assert json.loads((tmp_path / "samples.json").read_text())["samples"] == samples

@@ -12,29 +12,29 @@ from serviceradar_poller.lab import ports
 from serviceradar_poller.lab.errors import LabError
 from serviceradar_poller.lab.ports import free_port
 
-#: Leaves so few ports that processes which don't know of each other would meet.
-NARROW = 60
-TAKES = 15
+#: Leaves so few ports that processes which don't know of each other would meet; other tests are told none of these.
+NARROW_MIN, NARROW_MAX = 30_000, 30_120
+TAKERS, TAKES = 4, 13
 
 
 def test_processes_are_never_told_the_same_port() -> None:
-    """Several processes that take their ports at the same time, and live on, have a quarter of the range each."""
+    """Several processes that take their ports at the same time, and live on, have different ones."""
     program = (
         "import sys; from serviceradar_poller.lab import ports; "
-        f"ports.PORT_MAX = ports.PORT_MIN + {NARROW}; "
-        f"print(*[ports.free_port() for _ in range({TAKES - 2})], flush=True); sys.stdin.read()"
+        f"ports.PORT_MIN, ports.PORT_MAX = {NARROW_MIN}, {NARROW_MAX}; "
+        f"print(*[ports.free_port() for _ in range({TAKES})], flush=True); sys.stdin.read()"
     )
     takers = [
         subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(NARROW // TAKES)
+        for _ in range(TAKERS)
     ]
     told = []
     for taker in takers:
         assert taker.stdout is not None
         told += taker.stdout.readline().split()
     for taker in takers:
-        taker.communicate(timeout=10.0)
-    assert len(told) == len(set(told)) == len(takers) * (TAKES - 2)
+        taker.communicate(timeout=60.0)
+    assert len(told) == len(set(told)) == TAKERS * TAKES
 
 
 def test_a_port_can_be_listened_on_at_once() -> None:

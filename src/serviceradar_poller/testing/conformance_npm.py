@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-_TIMEOUT_S: Final = 90.0
+_TIMEOUT_S: Final = 180.0
 #: Codes of npm that say that no registry answered: nothing of ours is wrong.
 _UNREACHED: Final = frozenset(
     {

@@ -42,7 +42,7 @@ const pause = ({ gate, delay_s: delay }) => gate === undefined
 
 const within = (promise) => Promise.race([
   promise,
-  new Promise((_, reject) => { setTimeout(() => reject(new Error('it never happened')), 10_000).unref() }),
+  new Promise((_, reject) => { setTimeout(() => reject(new Error('it never happened')), 45_000).unref() }),
 ])
 
 const json = (value) => Buffer.from(JSON.stringify(value))
