@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,18 @@ from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture
+def loggers() -> Iterator[None]:
+    """Let loggers be heard again: import-linter silences all that there are, as if it were alone in its process."""
+    known = [each for each in logging.root.manager.loggerDict.values() if isinstance(each, logging.Logger)]
+    before = [each.disabled for each in known]
+    yield
+    for logger, disabled in zip(known, before, strict=True):
+        logger.disabled = disabled
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("loggers")
 def test_imports_keep_the_contracts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Imports go down only, the kernel knows nothing of polling, decisions are pure, generated code stays hidden."""
     monkeypatch.chdir(ROOT)
