@@ -149,7 +149,7 @@ def _site(agents: int, *, interval_s: float) -> Iterator[str]:
             core_address="127.0.0.1:50052",
             poll_interval=f"{round(1000 * interval_s)}ms",
             state_dir=folder,
-            extra={"logging": {"level": "warn"}},
+            extra={"logging": {"level": "warn", "output": "stderr"}},  # its standard output says that it polls
         )
         yield str(path)
 

@@ -62,7 +62,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[s
         found = {}
         for suite, process in running.items():
             out, errors = process.communicate(timeout=500.0)
-            assert process.returncode == 0, (suite, out, errors[-3000:])
+            assert process.returncode == 0, f"{suite}:\n{out}\n{errors[-3000:]}"
             kept = msgspec.json.decode((folder / suite / "2026-01-02.json").read_bytes())
             found[suite] = (out, kept)
         eventually(lambda: not [*_left(str(folder))], "every process of a benchmark has ended")
