@@ -265,14 +265,15 @@ def test_odd_checks_are_told() -> None:
     assert len(parsed.config.agents[0].checks) == 3
 
 
-@pytest.mark.parametrize("address", ["10.0.0.1", "host", "fe80::1:50051"])
-def test_address_without_a_port_is_told(address: str) -> None:
-    """An address that names no port is probably not meant."""
-    assert warned_at(build(agents={"a": {"address": address}})) == ["agents.a.address"]
-    assert warned_at(build(core_address=address)) == ["core_address"]
+@pytest.mark.parametrize("address", ["10.0.0.1", "host", "fe80::1:50051", "a..b:1", "unix:///x", "127.0.0.1:99999"])
+def test_an_address_that_can_never_work_is_refused(address: str) -> None:
+    """An agent's keeps that agent down; core's, without which nothing is of use, is refused at the start."""
+    (agent,) = build(agents={"a": {"address": address}}).config.agents
+    assert [problem.path for problem in agent.problems] == ["agents.a.address"]
+    assert only_problem(core_address=address).path == "core_address"
 
 
-@pytest.mark.parametrize("address", [":50051", "[::1]:50051", "host:1", "dns:///host:50051"])
+@pytest.mark.parametrize("address", [":50051", "[::1]:50051", "host:1", " host:1 ", "dns:///host:50051"])
 def test_usual_addresses_are_silent(address: str) -> None:
     """Addresses as they are in use give no warning."""
     assert build(agents={"a": {"address": address}}).warnings == ()

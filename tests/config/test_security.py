@@ -71,3 +71,12 @@ def test_absent_mode_means_none_with_a_warning() -> None:
         assert parsed.config.security is not None
         assert parsed.config.security.mode is SecurityMode.NONE
         assert warned_at(parsed) == ["security.mode"]
+
+
+def test_a_server_name_is_what_certificates_hold() -> None:
+    """It is taken as Go reads it, and one that no certificate can hold is refused."""
+    security = build(security={"mode": "none", "server_name": "[::ffff:10.0.0.1]"}).config.security
+    assert security is not None and security.server_name == "10.0.0.1"
+    assert only_problem(security={"mode": "none", "server_name": "a..b"}).path == "security.server_name"
+    (problem,) = build_agent(security={"mode": "none", "server_name": "日本.jp"}).config.agents[0].problems
+    assert problem.path == "agents.edge.security.server_name"

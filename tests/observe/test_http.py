@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from serviceradar_poller.config.addresses import ListenAddress
 from serviceradar_poller.events.polling import AgentConnected, OperatorRestart, PollerStarted, ServerFailed
 from serviceradar_poller.lab.ports import free_port
 from serviceradar_poller.observe.endpoints import RestartRequested, Sources, local_host
 from serviceradar_poller.observe.http import GetAddress, HttpServer
-from serviceradar_poller.observe.listen import ListenAddress
 from serviceradar_poller.observe.metrics import MetricsSink
 from serviceradar_poller.observe.snapshot import decode_snapshot
 from serviceradar_poller.observe.state import PollerState
@@ -361,13 +361,3 @@ def test_a_restarted_server_gets_its_port_back() -> None:
         assert (await site.ask("/healthz")).status == 200
 
     run(test, listen=f"127.0.0.1:{port}")
-
-
-@pytest.mark.parametrize("text", ["", "9610", "host", "host:", "host:x", "host:65536", "::1:80", "host:８０"])
-def test_addresses_that_are_none(text: str) -> None:
-    """What is not host:port is refused with what was found."""
-    with pytest.raises(ValueError, match=r"host:port|brackets"):
-        ListenAddress.parse(text)
-    assert str(ListenAddress.parse("[::1]:80")) == "[::1]:80"
-    assert ListenAddress.parse("[::1]:80").loopback
-    assert not ListenAddress.parse(":80").loopback

@@ -10,10 +10,10 @@ from types import ModuleType
 
 import pytest
 
+from serviceradar_poller.config.addresses import parse_address
 from serviceradar_poller.errors import CallError
 from serviceradar_poller.testing.peers import Peer, serving, silence, tcp_peer, unused_port
 from serviceradar_poller.transport import channel
-from serviceradar_poller.transport.address import parse_address
 from serviceradar_poller.transport.channel import PeerChannel, channel_options
 from serviceradar_poller.transport.native import attempts as native_attempts
 from serviceradar_poller.transport.native.channel import NativeChannel

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from serviceradar_poller.config.addresses import PORT_MAX, split_host_port
+from serviceradar_poller.config.addresses import PORT_MAX, AddressError, ListenAddress, parse_address
 from serviceradar_poller.config.decode import Findings, Node, decode, describe
 from serviceradar_poller.config.document import Document
 from serviceradar_poller.config.durations import (
@@ -210,16 +210,21 @@ def _warn_of_repetitions(node: Node, checks: tuple[CheckConfig, ...], findings: 
 
 def _check_target(node: Node, key: str, findings: Findings) -> None:
     address = node.string(key)
-    if address.strip() and "://" not in address and split_host_port(address) is None:
-        path = (*node.path, key)
-        findings.warn(path, f"{describe(address, path)} names no port; expected host:port")
+    if address.strip():
+        try:
+            parse_address(address)
+        except AddressError as error:
+            path = (*node.path, key)
+            findings.problem(path, found=describe(address, path), accepted=error.accepted)
 
 
 def _check_listen_addr(root: Node, findings: Findings) -> None:
     address = root.string("listen_addr")
-    if address and split_host_port(address) is None:
+    try:
+        ListenAddress.parse(address.strip() or ":0")
+    except AddressError as error:
         path = ("listen_addr",)
-        findings.problem(path, found=describe(address, path), accepted='host:port, ":port", or "" for any port')
+        findings.problem(path, found=describe(address, path), accepted=f'{error.accepted}; ":port", or "" for any port')
 
 
 def _logging(node: Node, findings: Findings) -> LoggingConfig:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from serviceradar_poller.config.addresses import is_loopback, split_host_port
+from serviceradar_poller.config.addresses import AddressError, ListenAddress
 from serviceradar_poller.config.decode import Findings, Node, describe
 from serviceradar_poller.config.durations import NS_PER_MS, NS_PER_S, format_duration, nanoseconds, seconds
 from serviceradar_poller.config.model import (
@@ -168,13 +168,16 @@ def build_http(node: Node, findings: Findings) -> HttpConfig:
     address = node.string("listen_addr") if node.has("listen_addr") else default.listen_addr
     control = node.boolean("control", default=default.control)
     path = (*node.path, "listen_addr")
-    place = split_host_port(address)
     if not address:
         if control:
             findings.warn((*node.path, "control"), "has no effect while listen_addr is empty")
-    elif place is None:
-        findings.problem(path, found=describe(address, path), accepted='host:port, or "" for no listener')
-    elif not is_loopback(place[0]):
+        return HttpConfig(listen_addr=address, control=control)
+    try:
+        loopback = ListenAddress.parse(address).loopback
+    except AddressError as error:
+        findings.problem(path, found=describe(address, path), accepted=f'{error.accepted}, or "" for no listener')
+        loopback = True
+    if not loopback:
         if control:
             findings.problem(
                 (*node.path, "control"),

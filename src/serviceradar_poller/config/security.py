@@ -6,6 +6,7 @@ Shape and paths only; whether the files exist and fit is for whoever opens them.
 
 from __future__ import annotations
 
+from serviceradar_poller.config.addresses import AddressError, certificate_name
 from serviceradar_poller.config.decode import FOUND_CHARS_MAX, Findings, Node, describe, shorten
 from serviceradar_poller.config.model import SecurityConfig, SecurityMode, TlsConfig
 
@@ -35,7 +36,7 @@ def build_security(owner: Node, findings: Findings) -> SecurityConfig | None:
     return SecurityConfig(
         mode=SecurityMode.MTLS if mode is None else mode,
         cert_dir=cert_dir,
-        server_name=block.string("server_name"),
+        server_name=_server_name(block, findings),
         role=_role(block, findings),
         tls=tls,
         trust_domain=trust_domain,
@@ -80,6 +81,16 @@ def _mode(block: Node, findings: Findings) -> SecurityMode | None:
                 text=f"unknown security mode: {shorten(text, FOUND_CHARS_MAX)}",
             )
             return None
+
+
+def _server_name(block: Node, findings: Findings) -> str:
+    name = block.string("server_name")
+    try:
+        return certificate_name(name) if name else ""
+    except AddressError as error:
+        path = (*block.path, "server_name")
+        findings.problem(path, found=describe(name, path), accepted=error.accepted)
+        return name
 
 
 def _role(block: Node, findings: Findings) -> str:

@@ -19,12 +19,12 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serviceradar_poller.config.addresses import ListenAddress, is_loopback
 from serviceradar_poller.config.model import AGENTS_MAX
 from serviceradar_poller.errors import PollerError
 from serviceradar_poller.events.polling import OperatorRestart
 from serviceradar_poller.logic.health import HealthVerdict, judge
 from serviceradar_poller.observe.health import health_answer, health_input
-from serviceradar_poller.observe.listen import ListenAddress, is_loopback
 from serviceradar_poller.observe.metrics import MetricsSink
 from serviceradar_poller.observe.process import process_figures
 from serviceradar_poller.observe.snapshot import ViewSnapshot, encode_snapshot

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 import uvicorn
 
+from serviceradar_poller.config.addresses import AddressError, ListenAddress
 from serviceradar_poller.events.polling import OperatorRestart, ServerFailed
 from serviceradar_poller.observe.endpoints import Sources, make_app
-from serviceradar_poller.observe.listen import ListenAddress, open_listener
+from serviceradar_poller.observe.listen import open_listener
 from serviceradar_poller.otp import Actor, ExitReason
 
 #: Delay before the next attempt to open the listener, doubled from the first to the last.
@@ -99,7 +100,7 @@ class HttpServer(Actor[Open | GetAddress]):
         try:
             address = ListenAddress.parse(self._listen_addr)
             listener = await open_listener(address)
-        except (OSError, ValueError) as error:
+        except (OSError, AddressError) as error:
             text = str(error)
             if text != self._told:
                 self._told = text

@@ -1,60 +1,15 @@
-"""Listen addresses: what ``host:port`` means, and the socket for it."""
+"""Open the socket for a listen address."""
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
-from dataclasses import dataclass
 
-#: Names of this machine that resolve to a loopback address everywhere.
-LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+from serviceradar_poller.config.addresses import ListenAddress
+
 #: Name resolution of a listen address; it is local, so anything slower is broken.
 RESOLVE_TIMEOUT_S = 2.0
 BACKLOG = 128
-
-
-@dataclass(frozen=True, slots=True)
-class ListenAddress:
-    """Where to listen; an empty host is every interface, port 0 any free port."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str) -> ListenAddress:
-        """
-        Read ``host:port``, ``:port`` or ``[v6]:port``.
-
-        Raises:
-            ValueError: it is none of these.
-        """
-        host, colon, port = text.strip().rpartition(":")
-        if not colon or not port.isascii() or not port.isdecimal() or int(port) > 65_535:
-            raise ValueError(f"{text!r} is not host:port")
-        if host.startswith("[") and host.endswith("]"):
-            host = host[1:-1]
-        elif ":" in host:
-            raise ValueError(f"{text!r}: an IPv6 address stands in brackets")
-        return cls(host, int(port))
-
-    @property
-    def loopback(self) -> bool:
-        """Whether only this machine can reach it."""
-        return is_loopback(self.host)
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether *host*, a name or address, is this machine's loopback."""
-    if host.lower().rstrip(".") in LOCAL_NAMES:
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 async def open_listener(address: ListenAddress) -> socket.socket:

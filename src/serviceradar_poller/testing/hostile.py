@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 from unittest import mock
 
+from serviceradar_poller.config.addresses import parse_address
 from serviceradar_poller.errors import CallError, GrpcCode
 from serviceradar_poller.lab.http2 import Call
 from serviceradar_poller.testing.http2_frames import SETTINGS_ACK, settings
 from serviceradar_poller.testing.http2_play import Step
 from serviceradar_poller.testing.wires import Socket, Wire, WireLoop, run_wired
-from serviceradar_poller.transport.address import parse_address
 from serviceradar_poller.transport.failures import DETAIL_CHARACTERS_MAX
 from serviceradar_poller.transport.native import channel as channel_module
 from serviceradar_poller.transport.native.channel import SEND_AHEAD_BYTES_MAX, NativeChannel

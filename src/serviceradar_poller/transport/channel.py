@@ -26,9 +26,9 @@ import grpc
 import grpc.aio
 
 from serviceradar_poller import __version__
+from serviceradar_poller.config.addresses import Address
 from serviceradar_poller.errors import CallError, Layer, PollerError
 from serviceradar_poller.transport import failures, grpcio_failures
-from serviceradar_poller.transport.address import Address
 from serviceradar_poller.transport.feeding import Feed
 
 #: ServiceRadar's servers, in Go, are set to send GOAWAY too_many_pings to clients that ping more often than every

@@ -21,10 +21,10 @@ from typing import Final
 
 from cryptography import x509
 
+from serviceradar_poller.config.addresses import Address, AddressError, certificate_name, join_host_port, parse_address
 from serviceradar_poller.config.model import SecurityConfig, SecurityMode
 from serviceradar_poller.env import Clock, Resolver, Transport
 from serviceradar_poller.errors import CallError
-from serviceradar_poller.transport.address import Address, AddressError, join_host_port, parse_address
 from serviceradar_poller.transport.certificates import identify, load_material
 from serviceradar_poller.transport.credentials import client_context
 from serviceradar_poller.transport.failures import one_line
@@ -140,7 +140,7 @@ async def probe(
     if sock is None:
         walk.skip("tls", "http2", "grpc", why="no connection")
         return walk.steps
-    server_name = (security.server_name if security is not None else "") or parsed.host
+    server_name = (security.server_name if security is not None else "") or certificate_name(parsed.host)
     if not await _tls_and_http2(walk, sock, context, server_name):
         walk.skip("grpc", why="no HTTP/2 connection")
         return walk.steps

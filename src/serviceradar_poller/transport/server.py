@@ -10,8 +10,8 @@ from typing import Any, Final
 from grpc_health.v1 import health_pb2
 from grpclib.const import Status
 
+from serviceradar_poller.config.addresses import AddressError, ListenAddress
 from serviceradar_poller.errors import PollerError
-from serviceradar_poller.transport.address import AddressError, parse_address
 from serviceradar_poller.transport.port.call import Call, CallRefusedError, Method
 from serviceradar_poller.transport.port.limits import PortLimits, Refusals
 from serviceradar_poller.transport.port.listener import Listener, open_sockets
@@ -109,13 +109,11 @@ async def start(
 
 def _binding(listen_addr: str) -> tuple[str, int]:
     """Return host and port; an empty host is every interface."""
-    text = listen_addr.strip() or ":0"
     try:
-        # "localhost" stands in for the missing host only so that the port is judged by the same rules.
-        address = parse_address(f"localhost{text}" if text.startswith(":") else text, port_min=0)
+        address = ListenAddress.parse(listen_addr.strip() or ":0")
     except AddressError as error:
         raise ListenError(listen_addr, f"accepted: {error.accepted}, or :port") from error
-    return ("" if text.startswith(":") else address.host), address.port
+    return address.host, address.port
 
 
 class _Health:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from serviceradar_poller.config.addresses import parse_address
 from serviceradar_poller.config.model import SecurityConfig
 from serviceradar_poller.env import SystemClock
 from serviceradar_poller.lab.tls import server_context
 from serviceradar_poller.testing.wires import Answers, Socket, Wire, WireLoop, run_wired
-from serviceradar_poller.transport.address import parse_address
 from serviceradar_poller.transport.credentials import CredentialsCache
 from serviceradar_poller.transport.native import channel as channel_module
 from serviceradar_poller.transport.native import connection as module

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from serviceradar_poller.config.addresses import parse_address
 from serviceradar_poller.config.model import SecurityConfig
 from serviceradar_poller.env import SystemClock
 from serviceradar_poller.errors import CallError, GrpcCode
@@ -17,7 +18,6 @@ from serviceradar_poller.lab.http2 import Call
 from serviceradar_poller.lab.tls import server_context
 from serviceradar_poller.testing.peers import frame
 from serviceradar_poller.testing.wires import Socket, Wire, WireLoop, run_wired
-from serviceradar_poller.transport.address import parse_address
 from serviceradar_poller.transport.credentials import CredentialsCache
 from serviceradar_poller.transport.native import channel as channel_module
 from serviceradar_poller.transport.native.channel import NativeChannel

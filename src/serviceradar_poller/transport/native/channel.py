@@ -20,10 +20,10 @@ from collections.abc import AsyncIterable, Callable
 from typing import Any, Final
 
 from serviceradar_poller import __version__
+from serviceradar_poller.config.addresses import Address
 from serviceradar_poller.env import Resolver
 from serviceradar_poller.errors import CallError, GrpcCode, Layer
 from serviceradar_poller.transport import failures
-from serviceradar_poller.transport.address import Address
 from serviceradar_poller.transport.feeding import Feed
 from serviceradar_poller.transport.http2 import RequestHeaders
 from serviceradar_poller.transport.native.attempts import Attempt

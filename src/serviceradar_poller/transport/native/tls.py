@@ -11,6 +11,7 @@ from __future__ import annotations
 import ssl
 from typing import Final
 
+from serviceradar_poller.config.addresses import AddressError, certificate_name
 from serviceradar_poller.errors import PollerError
 
 #: What the incoming BIO is given at a time: a large answer leaves a buffer of this size behind, not of its own (OpenSSL
@@ -50,13 +51,12 @@ class TlsClient:
     __slots__ = ("_incoming", "_object", "_outgoing", "closed", "established")
 
     def __init__(self, context: ssl.SSLContext, server_name: str) -> None:
-        # An IPv6 zone is this machine's business, and a DNS name means the same with its final dot.
-        name = server_name.partition("%")[0].removesuffix(".")
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         try:
+            name = certificate_name(server_name)
             self._object = context.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
-        except ValueError as error:
+        except (AddressError, ValueError) as error:
             raise TlsError(f"{server_name!r} can't be the name in a certificate: {error}") from error
         self.established = False
         self.closed = False

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from serviceradar_poller.config.addresses import Address, AddressError, parse_address
 from serviceradar_poller.config.model import SecurityConfig
 from serviceradar_poller.env import Clock, Resolver
 from serviceradar_poller.transport import failures
-from serviceradar_poller.transport.address import Address, AddressError, parse_address
 from serviceradar_poller.transport.clients import ChannelAgentClient, ChannelCoreClient
 from serviceradar_poller.transport.credentials import CredentialsCache
 from serviceradar_poller.transport.native.channel import NativeChannel
