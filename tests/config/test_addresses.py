@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serviceradar_poller.config.addresses import AddressError, ListenAddress, certificate_name, is_loopback, parse_address
+from serviceradar_poller.config.addresses import (
+    AddressError,
+    ListenAddress,
+    certificate_name,
+    is_loopback,
+    parse_address,
+)
 
 
 @pytest.mark.parametrize(
@@ -32,8 +38,8 @@ def test_addresses(text: str, host: str, port: int, target: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", ":", "host", "host:", "host:0", "host:65536", "host:0211001", "host:1_0", "host:٣", "a:b:c", "::1:5", "[::1]", "[x]:1",
-     "1.2.3:5", "1.2.3.4.5:1", "ho st:1", "-a:1", "a..b:1", "127.1:1", "unix:/run/x.sock", "passthrough:///a:1", "http://a:1",
+    ["", ":", "host", "host:", "host:0", "host:65536", "host:0211001", "host:1_0", "host:٣", "a:b:c", "::1:5", "[::1]",
+     "[x]:1",     "1.2.3:5", "1.2.3.4.5:1", "ho st:1", "-a:1", "a..b:1", "127.1:1", "unix:/run/x.sock", "passthrough:///a:1", "http://a:1",
      "日本.jp:1", "a" * 300 + ":1"],
 )  # fmt: skip
 def test_refused(text: str) -> None:
@@ -65,8 +71,8 @@ def test_listen_addresses(text: str, host: str, port: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "9610", "host", "host:", "host:x", "host:65536", "::1:80", "host:８０", "*:80", "日本:1", "999.1.1.1:1",
-             "dns:///a:1"]
+    "text", ["", "9610", "host", "host:", "host:x", "host:65536", "::1:80", "host:８０", "*:80", "日本:1",
+             "999.1.1.1:1", "dns:///a:1"]
 )  # fmt: skip
 def test_listen_addresses_that_are_none(text: str) -> None:
     """What can't be listened on is refused with what may stand there."""

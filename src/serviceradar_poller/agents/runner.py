@@ -55,8 +55,9 @@ TIMER_S_MIN = 0.001
 STOP_GRACE_S = 1.0
 
 
-#: Between two attempts of one check.
+#: What the delay between two attempts of one check grows to, and its spread each way.
 RETRY_DELAY_S_MAX = 5.0
+RETRY_JITTER = 0.2
 #: What thousands of runners have in common most of the time.
 _NONE: frozenset[str] = frozenset()
 
@@ -295,7 +296,9 @@ class CheckRunner(Actor[RunnerMessage]):
 
 @functools.lru_cache(maxsize=8)
 def _retry_settings(delay_s: float) -> BackoffSettings:
-    return BackoffSettings(min_s=delay_s, max_s=RETRY_DELAY_S_MAX)
+    # A configured delay that is longer stays as it is: the bound is for what it would grow to.
+    max_s = max(RETRY_DELAY_S_MAX, delay_s * (1.0 + RETRY_JITTER))
+    return BackoffSettings(min_s=delay_s, max_s=max_s, jitter=RETRY_JITTER)
 
 
 @functools.lru_cache(maxsize=8)
