@@ -1,33 +1,40 @@
 """
 Commands and exit codes; decides nothing.
 
-    0  done; for poll-once: every check is available
+    0  done; for poll-once: every check is available, every agent without checks in reach
     1  the configuration can't be used
     2  the command line can't be understood
     3  the supervision tree gave up
-    4  poll-once: a check is not available
+    4  poll-once: a check is not available, or an agent without checks is not in reach
+    5  what a command had to say could not be written, or nobody read it to its end
     130  cut short by a second signal
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from serviceradar_poller import __version__
+from serviceradar_poller.app.output import OutputError, discard_output, open_closed_streams, standard_output
 from serviceradar_poller.errors import ConfigError, PollerError
 
 DEFAULT_CONFIG = "/etc/serviceradar/poller.json"
 
 EXIT_CONFIG = 1
 EXIT_USAGE = 2
+EXIT_OUTPUT = 5
+#: Validity of development certificates.
+DAYS_MAX = 36_500
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that *argv* names and return the exit code."""
+    open_closed_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(wants_lab=arguments[:1] == ["lab"])
     args = parser.parse_args(arguments)
@@ -35,6 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         code: int = args.func(args)
+        standard_output().flush()
+    except OutputError as error:
+        discard_output()
+        if not error.reader_gone:
+            print(f"serviceradar-poller: {error}", file=sys.stderr)
+        return EXIT_OUTPUT
     except ConfigError as error:
         from serviceradar_poller.config.show import render_fatal
 
@@ -76,7 +89,9 @@ def _parser(*, wants_lab: bool) -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="poll simulated agents, some of them faulty, and show it live")
     demo.add_argument("--agents", type=int, default=50, help="how many (default %(default)s)")
     demo.add_argument("--interval", default="5s", help="poll interval (default %(default)s)")
-    demo.add_argument("--seconds", type=float, default=0.0, help="end after so long (default: 30 without a terminal)")
+    demo.add_argument(
+        "--seconds", type=_seconds, default=0.0, help="end after so long (default: 30 without a terminal)"
+    )
     demo.set_defaults(func=_demo)
 
     spool = commands.add_parser("spool", help="reports that wait for core: list, show, verify, drop")
@@ -92,7 +107,7 @@ def _parser(*, wants_lab: bool) -> argparse.ArgumentParser:
     certs = commands.add_parser("certs", help="make a development PKI: CA, core, agent, poller")
     certs.add_argument("directory", metavar="DIR", type=Path)
     certs.add_argument("--name", action="append", default=[], help="a further host name or address")
-    certs.add_argument("--days", type=int, default=365, help="validity (default %(default)s)")
+    certs.add_argument("--days", type=_days, default=365, help="validity (default %(default)s)")
     certs.add_argument("--overwrite", action="store_true", help="replace files that are there")
     certs.set_defaults(func=_certs)
 
@@ -105,6 +120,22 @@ def _parser(*, wants_lab: bool) -> argparse.ArgumentParser:
     return parser
 
 
+def _days(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= DAYS_MAX):
+        raise argparse.ArgumentTypeError(f"found {text!r}; accepted: 1 to {DAYS_MAX}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0.0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"found {text!r}; accepted: a number of seconds, 0 or more")
+    return seconds
+
+
 def _run(args: argparse.Namespace) -> int:
     from serviceradar_poller.app.run import environment, run
     from serviceradar_poller.config.loading import load
@@ -114,6 +145,8 @@ def _run(args: argparse.Namespace) -> int:
             name = option.replace("_", "-")
             print(f"serviceradar-poller: --{name} is not available in this version; use a file", file=sys.stderr)
             return EXIT_USAGE
+    # One that comes while the configuration is read asks for what happens anyway.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     environ = environment()
     return run(load(args.config, environ), environ)
 
@@ -122,7 +155,7 @@ def _check(args: argparse.Namespace) -> int:
     from serviceradar_poller.app.check import check
     from serviceradar_poller.app.run import environment
 
-    return check(args.config_file, environment(), out=sys.stdout, err=sys.stderr)
+    return check(args.config_file, environment(), out=standard_output(), err=sys.stderr)
 
 
 def _poll_once(args: argparse.Namespace) -> int:
@@ -135,7 +168,7 @@ def _poll_once(args: argparse.Namespace) -> int:
         agents=args.agent,
         checks=args.check,
         as_json=args.json,
-        out=sys.stdout,
+        out=standard_output(),
     )
 
 
@@ -148,12 +181,13 @@ def _demo(args: argparse.Namespace) -> int:
 def _spool(args: argparse.Namespace) -> int:
     from serviceradar_poller.app.spool_command import spool
 
-    return spool(args.state_dir, args.action or "list", args.ids, out=sys.stdout)
+    return spool(args.state_dir, args.action or "list", args.ids, out=standard_output())
 
 
 def _certs(args: argparse.Namespace) -> int:
     from serviceradar_poller.lab.pki import make_pki
 
     make_pki(args.directory, names=args.name, days=args.days, overwrite=args.overwrite)
-    print(f"made a development PKI in {args.directory}: root.pem, core.pem, agent.pem, poller.pem and their keys")
+    made = "root.pem, core.pem, agent.pem, poller.pem and their keys"
+    print(f"made a development PKI in {args.directory}: {made}", file=standard_output())
     return 0

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TextIO, cast
 
 import pytest
 
+from serviceradar_poller.app.output import Output, OutputError
+from serviceradar_poller.app.spool_command import spool
 from serviceradar_poller.cli import main
 from serviceradar_poller.env import SystemClock
 from serviceradar_poller.reporting.spool import NewCall, NewReport, SpoolSettings
@@ -138,3 +141,12 @@ def test_no_spool_is_a_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture
     other.write_bytes(b"no database at all " * 100)
     assert main(["spool", str(other), "list"]) == 1
     assert "corrupt" in capsys.readouterr().err
+
+
+def test_a_full_disk_under_the_output_is_not_blamed_on_the_spool(state_dir: Path) -> None:
+    """It is the output that can't be written, in the middle of the reading."""
+    with open("/dev/full", "w", encoding="ascii", buffering=1) as full:
+        with pytest.raises(OutputError, match="can't write the output: No space left on device"):
+            spool(state_dir, "list", [], out=cast("TextIO", Output(full)))
+        with pytest.raises(OSError, match="No space"):
+            full.close()

@@ -123,6 +123,99 @@ def test_poll_once_explains_by_layer_why_an_agent_does_not_answer(pki: Path, tmp
     assert "layer by layer" in table.stdout and "agent-0003" in table.stdout
 
 
+def test_poll_once_looks_at_an_agent_without_checks(pki: Path, tmp_path: Path) -> None:
+    """There is nothing to ask it, but whether it could be asked is told, and why not."""
+    with LabAgents.start(1, cert_dir=pki) as agents:
+        config = good_config(pki, agents.port_of)
+        config["agents"]["agent-0001"]["checks"] = []
+        good = run_command("poll-once", str(write_config(tmp_path, config)), "--json")
+        config["agents"]["agent-0001"]["security"]["server_name"] = "agent.elsewhere"
+        bad = run_command("poll-once", str(write_config(tmp_path, config)), "--json", "--agent", "agent-0001")
+    assert (good.returncode, bad.returncode) == (0, 4), (good.stderr, bad.stderr)
+    states = [{step["name"]: step["state"] for step in json.loads(done.stdout)[0]["steps"]} for done in (good, bad)]
+    assert states[0]["grpc"] == "ok"
+    assert (states[1]["tcp"], states[1]["tls"], states[1]["grpc"]) == ("ok", "failed", "skipped")
+
+
+def test_output_that_nobody_takes_is_one_line_or_none(pki: Path, tmp_path: Path) -> None:
+    """A reader that has gone is no error to speak of, a full disk is one line; the exit code is the same."""
+    agents = {f"agent-{number:04d}": 50051 for number in range(3_000)}  # more than a pipe holds
+    file = str(write_config(tmp_path, good_config(pki, agents)))
+    command = [sys.executable, "-m", "serviceradar_poller", "check", file]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean_environment()
+    ) as gone:
+        assert gone.stdout is not None
+        gone.stdout.readline()
+        gone.stdout.close()
+        assert gone.stderr is not None
+        assert [line for line in gone.stderr.read().splitlines() if "warning" not in line] == []
+    assert gone.returncode == 5
+    with open("/dev/full", "w", encoding="ascii") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=clean_environment())
+    told = [line for line in done.stderr.splitlines() if "warning" not in line]
+    assert (done.returncode, told) == (5, ["serviceradar-poller: can't write the output: No space left on device"])
+    everything_closed = subprocess.run(f"exec {' '.join(command)} >&- 2>&-", shell=True, env=clean_environment())
+    assert everything_closed.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("certs", "DIR", "--days", "0"),
+        ("certs", "DIR", "--days", "-5"),
+        ("certs", "DIR", "--days", "99999999"),
+        ("certs", "DIR", "--name", "日本"),
+        ("demo", "--seconds", "-1"),
+        ("demo", "--seconds", "nan"),
+    ],
+)
+def test_numbers_and_names_that_make_no_sense_are_refused(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """The line says what was found and what is accepted; nothing is made."""
+    done = run_command(*(str(tmp_path / "pki") if argument == "DIR" else argument for argument in arguments))
+    assert done.returncode in (1, 2)
+    assert "accepted:" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert not (tmp_path / "pki").exists()
+
+
+def test_sighup_before_the_first_poll_ends_nothing(pki: Path, tmp_path: Path) -> None:
+    """While the configuration is read it asks for what happens anyway; later it is a warning."""
+    http_port = free_port()
+    config = good_config(pki) | {
+        "http": {"listen_addr": f"127.0.0.1:{http_port}"},
+        "resilience": {"shutdown_timeout": "1s"},
+    }
+    with PollerProcess(write_config(tmp_path, config), http_port=http_port) as poller:
+        status = Path(f"/proc/{poller.process.pid}/status")
+        eventually(lambda: _ignores(status, signal.SIGHUP), "SIGHUP is harmless")
+        for _ in range(20):
+            poller.send(signal.SIGHUP)
+        poller.ready()
+        poller.send(signal.SIGHUP)
+        eventually(lambda: any("SIGHUP" in line.get("text", "") for line in poller.events("config_warning")), "told")
+        assert poller.stop() == 0
+
+
+def _ignores(status: Path, number: signal.Signals) -> bool:
+    masks = dict(line.split(":\t") for line in status.read_text().splitlines() if line.startswith(("SigIgn", "SigCgt")))
+    return any(int(mask, 16) >> (number - 1) & 1 for mask in masks.values())
+
+
+def test_an_address_of_its_own_that_is_none_is_told(pki: Path, tmp_path: Path) -> None:
+    """A source_ip that does not resolve is a warning with what core is told instead."""
+    http_port = free_port()
+    config = good_config(pki) | {
+        "http": {"listen_addr": f"127.0.0.1:{http_port}"},
+        "source_ip": "no-such-host.invalid",
+        "resilience": {"shutdown_timeout": "1s"},
+    }
+    with PollerProcess(write_config(tmp_path, config), http_port=http_port) as poller:
+        poller.ready()
+        (warning,) = [line for line in poller.events("config_warning") if line.get("path") == "source_ip"]
+        assert "no-such-host.invalid" in warning["text"] and "core is told" in warning["text"]
+        poller.stop()
+
+
 def test_certs_makes_a_pki_that_check_accepts(tmp_path: Path) -> None:
     """``certs DIR`` writes a root and three pairs, refuses to overwrite; ``check`` finds nothing wrong with them."""
     folder = tmp_path / "certs"

@@ -77,7 +77,7 @@ def poll_once(
     Args:
         agents, checks: Names to keep to; empty: all.
     Returns:
-        0 when every check is available, else 4.
+        0 when every check is available, and every agent without checks in reach, else 4.
     Raises:
         ConfigError: The configuration can't be used, or nothing in it has such a name.
     """
@@ -88,7 +88,13 @@ def poll_once(
         out.write(msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n")
     else:
         _print(found, out)
-    return 0 if all(answer.available for one in found for answer in one.answers) else EXIT_NOT_AVAILABLE
+    return 0 if all(map(_is_good, found)) else EXIT_NOT_AVAILABLE
+
+
+def _is_good(one: AgentAnswers) -> bool:
+    if not one.answers:
+        return all(step.state is not StepState.FAILED for step in one.steps)
+    return all(answer.available for answer in one.answers)
 
 
 def _choose(
@@ -113,7 +119,7 @@ def _choose(
             for key, (_, check) in check_subjects(agent).items()
             if not checks or check.service_name in checks
         }
-        if kept or (agent.problems and not checks):
+        if kept or not checks:
             chosen.append((agent, kept))
     return chosen
 
@@ -129,7 +135,7 @@ async def _poll(
     async def one(agent: AgentConfig, checks: dict[str, CheckConfig]) -> AgentAnswers:
         async with places:
             found = await _poll_agent(config, agent, checks, transport)
-            if agent.problems or any(answer.layer for answer in found.answers):
+            if agent.problems or not found.answers or any(answer.layer for answer in found.answers):
                 found.steps = _config_steps(agent) or await probe(
                     agent.address,
                     agent.security,
@@ -138,7 +144,7 @@ async def _poll(
                     transport=transport,
                     clock=clock,
                 )
-                if all(step.state is StepState.OK for step in found.steps):
+                if found.answers and all(step.state is StepState.OK for step in found.steps):
                     found.steps.append(_application_step(found.answers))
             return found
 

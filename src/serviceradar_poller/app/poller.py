@@ -25,6 +25,7 @@ from serviceradar_poller.agents.gate import ConnectGate
 from serviceradar_poller.agents.roster import RenewConnections, Roster
 from serviceradar_poller.agents.slot import AgentSlot, FleetSettings
 from serviceradar_poller.app.service import RenewCertificate
+from serviceradar_poller.config.decode import describe
 from serviceradar_poller.config.model import AGENTS_MAX, PollerConfig, ReportMode, SecurityConfig, SecurityMode
 from serviceradar_poller.env import Env
 from serviceradar_poller.events.polling import PollerStarted
@@ -100,20 +101,44 @@ class Poller:
         )
 
 
-async def resolve_source_ip(config: PollerConfig, env: Env) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceAddress:
     """
-    Return the poller's own address as core is told it: a literal IP, or empty when nothing gives one.
+    The poller's own address as core is told it.
+
+    Attributes:
+        address: A literal IP; empty when nothing gives one.
+        warnings: What was configured and is of no use, or that there is none.
+    """
+
+    address: str
+    warnings: tuple[str, ...] = ()
+
+
+async def resolve_source_ip(config: PollerConfig, env: Env) -> SourceAddress:
+    """
+    Find the poller's own address.
 
     The first candidate that is an address, or resolves to one within 2 s (IPv4 preferred), counts; then an interface's.
     """
+    useless: list[str] = []
     for candidate in source_ip_candidates(env.environ, config.source_ip):
         literal = literal_ip(candidate)
         if literal is not None:
-            return literal
+            return _source_address(literal, useless)
         addresses = [ip for text in await env.resolver.resolve(candidate, timeout_s=2.0) if (ip := literal_ip(text))]
         if addresses:
-            return next((ip for ip in addresses if ":" not in ip), addresses[0])
-    return env.interface_address()
+            return _source_address(next((ip for ip in addresses if ":" not in ip), addresses[0]), useless)
+        useless.append(candidate)
+    return _source_address(env.interface_address(), useless)
+
+
+def _source_address(address: str, useless: Sequence[str]) -> SourceAddress:
+    used = f"core is told {address} until the next start" if address else "core is told none"
+    warnings = [f"{describe(name, ('source_ip',))} is no address and resolves to none; {used}" for name in useless]
+    if not address:
+        warnings.append("no address of this machine is known yet, and core registers no device without one; set it")
+    return SourceAddress(address=address, warnings=tuple(warnings))
 
 
 def memory_store(config: PollerConfig, env: Env) -> MemoryStore:

@@ -218,6 +218,7 @@ async def _main(loaded: LoadedConfig, environ: Mapping[str, str], stream: IO[Any
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
+    loop.add_signal_handler(signal.SIGHUP, env.emit, _no_reload(loaded))
     observation.bind(loop)
     watchdog.start(loop)
     try:
@@ -226,13 +227,12 @@ async def _main(loaded: LoadedConfig, environ: Mapping[str, str], stream: IO[Any
         survey = certificate_warnings(config, transport.credentials, source=loaded.sources[-1])
         for warning in await _unless_told(signals, survey):
             env.emit(warning)
-        loop.add_signal_handler(signal.SIGHUP, env.emit, _no_reload(loaded))
-        source_ip = await resolve_source_ip(config, env)
-        if not source_ip:
-            env.emit(_no_source_ip(loaded))
+        source = await resolve_source_ip(config, env)
+        for text in source.warnings:
+            env.emit(ConfigWarning(source=loaded.sources[-1], path="source_ip", text=text))
         store = await _open_store(loaded, env)
         try:
-            poller = new_poller(config, env, source_ip=source_ip, store=store)
+            poller = new_poller(config, env, source_ip=source.address, store=store)
             return await _live(poller, observation, transport.credentials, signals)
         finally:
             await store.close()
@@ -291,14 +291,6 @@ def _no_reload(loaded: LoadedConfig) -> ConfigWarning:
         source=loaded.sources[-1],
         path="",
         text="SIGHUP: this version reads its configuration at start only",
-    )
-
-
-def _no_source_ip(loaded: LoadedConfig) -> ConfigWarning:
-    return ConfigWarning(
-        source=loaded.sources[-1],
-        path="source_ip",
-        text="no address of this machine is known yet, and core registers no device without one; set source_ip",
     )
 
 

@@ -229,7 +229,13 @@ def _general_name(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
+        pass
+    try:
         return x509.DNSName(host)
+    except ValueError as error:
+        raise PkiError(
+            f"{host!r} can't be a name in a certificate; accepted: a host name in ASCII, or an IP"
+        ) from error
 
 
 def _key_usage(*, ca: bool) -> x509.KeyUsage:
