@@ -48,6 +48,7 @@ def test_nothing_is_said_of_a_good_directory_or_of_none(tmp_path: Path) -> None:
     [
         (lambda path: path / "nowhere", "does not exist"),
         (lambda path: path / "poller.json", "is not a directory"),
+        (lambda path: Path("/proc"), "takes no file"),
     ],
 )
 def test_a_directory_that_can_not_be_used_is_a_problem(tmp_path: Path, make: Callable[[Path], Path], said: str) -> None:

@@ -38,9 +38,11 @@ def test_addresses(text: str, host: str, port: int, target: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", ":", "host", "host:", "host:0", "host:65536", "host:0211001", "host:1_0", "host:٣", "a:b:c", "::1:5", "[::1]",
-     "[x]:1",     "1.2.3:5", "1.2.3.4.5:1", "ho st:1", "-a:1", "a..b:1", "127.1:1", "unix:/run/x.sock", "passthrough:///a:1", "http://a:1",
-     "日本.jp:1", "a" * 300 + ":1"],
+    [
+        "", ":", "host", "host:", "host:0", "host:65536", "host:0211001", "host:1_0", "host:٣", "a:b:c", "::1:5",
+        "[::1]", "[x]:1", "1.2.3:5", "1.2.3.4.5:1", "127.1:1", "ho st:1", "-a:1", "a..b:1", "日本.jp:1",
+        "a" * 300 + ":1", "unix:/run/x.sock", "passthrough:///a:1", "http://a:1",
+    ],
 )  # fmt: skip
 def test_refused(text: str) -> None:
     """What is no address is refused with what may stand there."""

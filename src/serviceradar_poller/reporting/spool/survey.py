@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,13 @@ def survey(settings: SpoolSettings) -> Survey:
     for path in (directory, folder, folder / DATABASE, folder / LOCK):
         if path.exists() and not os.access(path, os.W_OK | (os.X_OK if path.is_dir() else 0)):
             return Survey(problem=f"{path} can't be written by {_user()}")
+    try:
+        # Permissions are not all: file systems such as /proc take no file from anybody. This one never gets a name.
+        tempfile.TemporaryFile(dir=folder if folder.is_dir() else directory).close()
+    except OSError as error:
+        # A full disk is for the warnings below: reports wait in memory until there is room.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return Survey(problem=f"{directory} takes no file: {error.strerror}")
     holder = lock_holder(folder / LOCK)
     notes = (f"process {holder} uses it now; a second poller can't",) if holder else ()
     return Survey(warnings=_space(settings, folder), notes=notes)
