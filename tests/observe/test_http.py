@@ -248,6 +248,21 @@ def test_an_operator_restarts_a_child() -> None:
     run(test, control=True)
 
 
+def test_the_root_is_not_restarted() -> None:
+    """The root, which nothing would start again, is refused with a line that says so, and the program runs on."""
+
+    async def test(site: Site) -> None:
+        await site.address()
+        answer = await site.restart("poller")
+        assert answer.status == 403
+        assert "the whole program" in answer.json["error"]
+        assert (await site.ask("/healthz")).status == 200
+        assert site.tree is not None and site.tree.alive
+        assert site.events == []
+
+    run(test, control=True)
+
+
 def test_control_refuses_what_a_web_page_could_send() -> None:
     """Another content type, another page's origin, a body that is too large or not the one object: all refused."""
 

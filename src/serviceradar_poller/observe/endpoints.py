@@ -232,6 +232,8 @@ class _Endpoints:
         tree = self._sources.tree()
         if tree is None:
             return _no_tree()
+        if wanted.path == tree.inspect().path:
+            return _error(403, f"{wanted.path} is the whole program, and nothing here would start it again")
         if not tree.crash(wanted.path, RestartRequested()):
             return _error(404, f"no live child at {wanted.path}")
         self._emit(OperatorRestart(path=wanted.path))
