@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from serviceradar_poller.config.model import SecurityConfig
 from serviceradar_poller.env import SystemClock
 from serviceradar_poller.testing.peers import unused_port
+from serviceradar_poller.transport import server
 from serviceradar_poller.transport.certificates import load_material
 from serviceradar_poller.transport.credentials import server_context
 from serviceradar_poller.transport.server import ListenError, PollerServer, start
@@ -158,6 +161,55 @@ def test_busy_port() -> None:
 def test_bad_address(listen_addr: str) -> None:
     """An address that can't be read is an error that names it."""
     with pytest.raises(ListenError, match="accepted"):
+        asyncio.run(start(listen_addr, service_name="", context=None))
+
+
+@pytest.mark.parametrize("listen_addr", ["*:21060", "日本:21060", "999.1.1.1:21060"])
+def test_every_interface_is_told(listen_addr: str) -> None:
+    """Where an address is none, the error says how every interface is written."""
+    with pytest.raises(ListenError, match=r"that is no address; accepted: .*, or :port for every interface"):
+        asyncio.run(start(listen_addr, service_name="", context=None))
+
+
+@pytest.mark.parametrize(
+    ("listen_addr", "error", "words"),
+    [
+        (
+            "h:0",
+            socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+            "the name 'h' has no address: Name",
+        ),
+        ("h:0", UnicodeError("label too long"), "the name 'h' has no address: a part of it is empty or too long"),
+        ("h:0", TimeoutError(), "the name 'h' was not resolved within 5 s"),
+        (":443", PermissionError(errno.EACCES, "x"), "Permission denied: a port below 1024 takes root"),
+        (":8443", PermissionError(errno.EACCES, "x"), "Permission denied"),
+        ("h:0", OSError(errno.EMFILE, "x"), "Too many open files"),
+        ("h:0", OSError(errno.EADDRINUSE, "x"), "Address already in use: another program listens there"),
+        ("h:0", OSError(errno.EADDRNOTAVAIL, "x"), "Cannot assign requested address: this machine does not have the"),
+    ],
+)
+def test_a_failure_has_the_systems_words(
+    listen_addr: str, error: Exception, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the system says is told, and a hint where it applies and nowhere else."""
+
+    async def open_sockets(host: str, port: int) -> Any:
+        raise error
+
+    monkeypatch.setattr(server, "open_sockets", open_sockets)
+    with pytest.raises(ListenError) as caught:
+        asyncio.run(start(listen_addr, service_name="", context=None))
+    assert str(caught.value).startswith(f"can't listen on {listen_addr}: {words}")
+    assert (":" in str(caught.value).partition(f"{listen_addr}: ")[2]) is (":" in words)
+
+
+@pytest.mark.parametrize(
+    ("listen_addr", "words"),
+    [("no-such-host.invalid:0", "has no address|not resolved"), ("192.0.2.1:0", "does not have the address")],
+)
+def test_addresses_of_others(listen_addr: str, words: str) -> None:
+    """A name without address and an address of another machine are told as what they are."""
+    with pytest.raises(ListenError, match=words):
         asyncio.run(start(listen_addr, service_name="", context=None))
 
 

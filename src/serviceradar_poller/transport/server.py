@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import socket
 import ssl
 from collections.abc import Mapping
 from typing import Any, Final
@@ -14,7 +17,7 @@ from serviceradar_poller.config.addresses import AddressError, ListenAddress
 from serviceradar_poller.errors import PollerError
 from serviceradar_poller.transport.port.call import Call, CallRefusedError, Method
 from serviceradar_poller.transport.port.limits import PortLimits, Refusals
-from serviceradar_poller.transport.port.listener import Listener, open_sockets
+from serviceradar_poller.transport.port.listener import RESOLVE_TIMEOUT_S, Listener, open_sockets
 
 HEALTH_SERVICE: Final = "grpc.health.v1.Health"
 REFLECTION_SERVICES: Final = (
@@ -88,13 +91,13 @@ async def start(
         limits: What clients may cost; defaults unless given.
         refusals: Where refusals are counted.
     Raises:
-        ListenError: the address can't be read or is in use.
+        ListenError: the address can't be read, or the system refuses to listen there; in its words.
     """
     host, port = _binding(listen_addr)
     try:
         sockets = await open_sockets(host, port)
-    except OSError as error:  # TimeoutError is one
-        raise ListenError(listen_addr, "the address is in use or not of this machine") from error
+    except (OSError, UnicodeError) as error:  # UnicodeError: a label that IDNA can't encode
+        raise ListenError(listen_addr, _cause(host, port, error)) from error
     health = _Health(("", service_name))
     reflection = dict.fromkeys((f"/{name}/ServerReflectionInfo" for name in REFLECTION_SERVICES), _reflect)
     listener = Listener(
@@ -112,8 +115,32 @@ def _binding(listen_addr: str) -> tuple[str, int]:
     try:
         address = ListenAddress.parse(listen_addr.strip() or ":0")
     except AddressError as error:
-        raise ListenError(listen_addr, f"accepted: {error.accepted}, or :port") from error
+        raise ListenError(
+            listen_addr, f"that is no address; accepted: {error.accepted}, or :port for every interface"
+        ) from error
     return address.host, address.port
+
+
+def _cause(host: str, port: int, error: OSError | UnicodeError) -> str:
+    """Say why *host* can't be listened on: the system's words, and what helps where that is known."""
+    if isinstance(error, UnicodeError | socket.gaierror):
+        words = error.strerror if isinstance(error, socket.gaierror) else "a part of it is empty or too long"
+        return f"the name {host!r} has no address: {words}"
+    if isinstance(error, TimeoutError) and not error.errno:
+        return f"the name {host!r} was not resolved within {RESOLVE_TIMEOUT_S:g} s"
+    # asyncio and socket add words of their own to the system's.
+    words = os.strerror(error.errno) if error.errno else str(error)
+    hint = _HINTS.get(error.errno or 0, "")
+    if error.errno == errno.EACCES and 0 < port < 1024:
+        hint = "a port below 1024 takes root or CAP_NET_BIND_SERVICE"
+    return f"{words}: {hint}" if hint else words
+
+
+_HINTS: Final = {
+    errno.EADDRINUSE: "another program listens there",
+    errno.EADDRNOTAVAIL: "this machine does not have the address",
+    errno.EAFNOSUPPORT: "this machine does not have addresses of that kind",
+}
 
 
 class _Health:
