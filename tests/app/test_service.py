@@ -19,6 +19,7 @@ from serviceradar_poller.env import Event, SystemClock
 from serviceradar_poller.events.polling import ServerFailed
 from serviceradar_poller.lab.pki import make_leaf, make_pki
 from serviceradar_poller.logic.backoff import BackoffSettings
+from serviceradar_poller.observe.lines import line_of
 from serviceradar_poller.otp import Ref, System, actor, start_tree, supervisor
 from serviceradar_poller.testing.fakes import FakeTransport, fake_env
 from serviceradar_poller.testing.peers import unused_port
@@ -74,9 +75,10 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def served(folder: Path) -> AsyncIterator[Served]:
-    """Run the actor over mutual TLS on files in *folder*."""
-    make_pki(folder)
+async def served(folder: Path, *, make: bool = True) -> AsyncIterator[Served]:
+    """Run the actor over mutual TLS on files in *folder*, made first unless they are there."""
+    if make:
+        make_pki(folder)
     files = TlsConfig(
         cert_file=str(folder / "poller.pem"),
         key_file=str(folder / "poller-key.pem"),
@@ -138,8 +140,25 @@ def test_unusable_files_leave_the_port_as_it_is(tmp_path: Path, monkeypatch: pyt
             assert await made.certificate() == old
             (tmp_path / "poller-key.pem").write_bytes(key)
             await made.other_than(old)
-            [told] = made.failures()
-            assert "no readable private key" in told
+            [told] = [event for event in made.events if isinstance(event, ServerFailed)]
+            assert "no readable private key" in told.error
+            assert told.serving
+            assert "goes on with the old one" in line_of(told).message(told)
+
+    asyncio.run(main())
+
+
+def test_a_listener_that_is_not_open_says_so(tmp_path: Path) -> None:
+    """Where nothing serves, the failure says that the listener can't be opened, whatever the cause."""
+
+    async def main() -> None:
+        make_pki(tmp_path)
+        (tmp_path / "poller-key.pem").write_bytes(b"not a key")
+        async with served(tmp_path, make=False) as made:
+            await eventually(lambda: bool(made.failures()))
+            [told] = [event for event in made.events if isinstance(event, ServerFailed)]
+            assert not told.serving
+            assert "can not be opened" in line_of(told).message(told)
 
     asyncio.run(main())
 

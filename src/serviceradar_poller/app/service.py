@@ -106,6 +106,13 @@ class GrpcService(Actor[Open | RenewCertificate]):
         except PollerError as error:
             if str(error) != self._told:
                 self._told = str(error)
-                self._env.emit(ServerFailed(name="grpc", address=self._listen_addr, error=str(error)))
+                self._env.emit(
+                    ServerFailed(
+                        name="grpc",
+                        address=self._listen_addr,
+                        error=str(error),
+                        serving=self._server is not None,
+                    )
+                )
             delay = delay_s(RETRY, how.attempt, self._env.rng.random())
             self._retry = self.send_after(delay, Open(how.attempt + 1, anew=how.anew))

@@ -303,11 +303,17 @@ class CoreConnected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerFailed:
-    """One of the poller's own listeners can't be opened; it is tried again."""
+    """
+    One of the poller's own listeners can't be opened, or can't take a renewed certificate; it is tried again.
+
+    Attributes:
+        serving: It is open, and goes on with the certificate that it has.
+    """
 
     name: str
     address: str
     error: str
+    serving: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

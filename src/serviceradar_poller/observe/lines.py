@@ -60,6 +60,12 @@ def _connected_text(event: p.AgentConnected) -> str:
     return "agent is back" if event.outage_s > 0 else "agent is connected"
 
 
+def _server_text(event: p.ServerFailed) -> str:
+    if event.serving:
+        return "listener can not take the renewed certificate, goes on with the old one, tried again"
+    return "listener can not be opened, tried again"
+
+
 def _check_text(event: p.CheckFinished) -> str:
     match event.outcome:
         case "available":
@@ -113,7 +119,7 @@ def _table() -> dict[type, tuple[Callable[[Any], Level], Callable[[Any], str]]]:
         p.SpoolNotFilling: (Level.INFO, "spool will not be full soon"),
         p.CoreLost: (Level.WARN, "core is lost, reports wait"),
         p.CoreConnected: (Level.INFO, lambda e: "core is back" if e.outage_s > 0 else "core is connected"),
-        p.ServerFailed: (Level.ERROR, "listener can not be opened, tried again"),
+        p.ServerFailed: (Level.ERROR, _server_text),
         p.CredentialsRenewed: (Level.INFO, "certificates renewed"),
         p.CredentialsRejected: (Level.ERROR, "new certificates can not be used, the old ones are kept"),
         p.OperatorRestart: (Level.WARN, "operator asked for a restart"),

@@ -197,7 +197,9 @@ class MetricsSink:
         self.loop_blocked = counter("loop_blocked", "Episodes in which the event loop did not turn.")
         self.config_warnings = counter("config_warnings", "Warnings about the configuration.")
         self.listener_failures = counter(
-            "listener_failures", "Own listeners that could not be opened, by name.", "name"
+            "listener_failures",
+            "Own listeners that could not be opened, or could not take a renewed certificate, by name.",
+            "name",
         )
         self.credentials_renewed = counter("credentials_renewed", "Connections that went on with new certificates.")
         self.credentials_rejected = counter(
