@@ -1,20 +1,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from serviceradar_poller.config.addresses import ListenAddress
-from serviceradar_poller.events.polling import AgentConnected, OperatorRestart, PollerStarted, ServerFailed
+from serviceradar_poller.events.polling import (
+    AgentConnected,
+    OperatorRestart,
+    PollerStarted,
+    ServerBusy,
+    ServerFailed,
+)
 from serviceradar_poller.lab.ports import free_port
-from serviceradar_poller.observe.endpoints import RestartRequested, Sources, local_host
+from serviceradar_poller.observe import http, http_guard
+from serviceradar_poller.observe.endpoints import RestartRequested, Sources, local_host, make_app
 from serviceradar_poller.observe.http import GetAddress, HttpServer
 from serviceradar_poller.observe.metrics import MetricsSink
 from serviceradar_poller.observe.snapshot import decode_snapshot
@@ -376,3 +384,163 @@ def test_a_restarted_server_gets_its_port_back() -> None:
         assert (await site.ask("/healthz")).status == 200
 
     run(test, listen=f"127.0.0.1:{port}")
+
+
+async def connect(site: Site, data: bytes = b"", *, window: int = 0) -> socket.socket:
+    """Connect and send *data*; nothing is read, and with *window* bytes hardly anything is taken."""
+    loop = asyncio.get_running_loop()
+    client = socket.socket()
+    client.setblocking(False)  # noqa: FBT003 - its only parameter
+    if window:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
+    await loop.sock_connect(client, ("127.0.0.1", site.port))
+    await loop.sock_sendall(client, data)
+    return client
+
+
+async def ended(client: socket.socket) -> float:
+    """Return how long it took until the other side ended the connection."""
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    with contextlib.suppress(ConnectionError):
+        async with asyncio.timeout(5):
+            while await loop.sock_recv(client, 65_536):
+                pass
+    return loop.time() - began_s
+
+
+def refusals(site: Site) -> float:
+    return site.metrics.registry.get_sample_value("serviceradar_poller_http_refusals_total") or 0.0
+
+
+@contextlib.contextmanager
+def closing() -> Iterator[list[socket.socket]]:
+    clients: list[socket.socket] = []
+    try:
+        yield clients
+    finally:
+        for client in clients:
+            client.close()
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"GET / HT", b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"]
+)
+def test_connections_without_a_request_make_way(data: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """However many connections say nothing, or half of a request, a probe is answered, and the log stays empty."""
+
+    async def test(site: Site) -> None:
+        await site.address()
+        with closing() as clients:
+            for _ in range(2):
+                clients += [await connect(site, data) for _ in range(http_guard.CONNECTIONS_MAX + 6)]
+                for _ in range(3):
+                    assert (await site.ask("/healthz")).status == 200
+            assert refusals(site) >= http_guard.CONNECTIONS_MAX
+            await ended(clients[0])  # the oldest went
+        assert site.events == []
+        assert caplog.records == []
+
+    run(test)
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_a_request_has_its_time(idle: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that comes byte by byte ends its connection, the first one or a later one."""
+    monkeypatch.setattr(http_guard, "REQUEST_S_MAX", 0.4)
+
+    async def test(site: Site) -> None:
+        await site.address()
+        loop = asyncio.get_running_loop()
+        with closing() as clients:
+            client = await connect(site)
+            clients.append(client)
+            if idle:
+                await loop.sock_sendall(client, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert b"200 OK" in await loop.sock_recv(client, 65_536)
+                await asyncio.sleep(0.5)
+                await loop.sock_sendall(client, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert b"200 OK" in await loop.sock_recv(client, 65_536)
+            end = asyncio.ensure_future(ended(client))
+            for _ in range(30):
+                with contextlib.suppress(ConnectionError):
+                    await loop.sock_sendall(client, b"G")
+                await asyncio.sleep(0.05)
+                if end.done():
+                    break
+            assert await end > 0.3
+            assert refusals(site) == 1
+
+    run(test)
+
+
+def test_an_answer_that_nobody_takes_ends_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that asks and asks and reads nothing has its time."""
+    monkeypatch.setattr(http_guard, "ANSWER_S_MAX", 1.0)
+
+    async def test(site: Site) -> None:
+        await site.address()
+        with closing() as clients:
+            asks = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000
+            clients.append(await connect(site, asks, window=4096))
+            await eventually(lambda: refusals(site) == 1)
+            assert (await site.ask("/healthz")).status == 200
+
+    run(test)
+
+
+def test_when_all_are_being_answered_the_next_is_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A connection is refused only while all others have a young answer under way; that is told once, in our words."""
+    release = asyncio.Event()
+
+    def hangs(*args: Any, **kwargs: Any) -> Any:
+        app = make_app(*args, **kwargs)
+
+        async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+            if scope.get("path") == "/hang":
+                await release.wait()
+            await app(scope, receive, send)
+
+        return wrapped
+
+    monkeypatch.setattr(http, "make_app", hangs)
+    monkeypatch.setattr(http_guard, "ANSWER_EVICT_S", 60.0)
+    monkeypatch.setattr(http_guard, "ANSWER_S_MAX", 60.0)
+
+    async def test(site: Site) -> None:
+        await site.address()
+        with closing() as clients:
+            for _ in range(http_guard.CONNECTIONS_MAX):
+                clients.append(await connect(site, b"GET /hang HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+            for _ in range(5):
+                answer = await site.ask("/healthz")
+                assert (answer.status, answer.body) == (503, b"too many connections\n")
+            assert site.events == [ServerBusy(name="http", address="127.0.0.1:0", refused=1)]
+            assert refusals(site) == 5
+            monkeypatch.setattr(http_guard, "ANSWER_EVICT_S", 0.0)
+            assert (await site.ask("/healthz")).status == 200  # the oldest answer has had its time
+            await ended(clients[0])
+            release.set()
+        assert len(site.events) == 1
+        assert caplog.records == []
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"],
+)
+def test_strangers_fill_no_log(data: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """What is no HTTP, or wants another protocol, is answered, and nothing is written."""
+
+    async def test(site: Site) -> None:
+        await site.address()
+        with closing() as clients:
+            clients.append(await connect(site, data))
+            assert (await asyncio.get_running_loop().sock_recv(clients[0], 100)).startswith(b"HTTP/1.1 ")
+        assert caplog.records == []
+
+    run(test)

@@ -317,6 +317,20 @@ class ServerFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServerBusy:
+    """
+    One of the poller's own listeners refuses connections: it has all that it may have, each with its answer under way.
+
+    Attributes:
+        refused: How many, since this was told last.
+    """
+
+    name: str
+    address: str
+    refused: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CredentialsRenewed:
     """A connection goes on with the certificates that are on disk now; no call was lost for it."""
 
@@ -366,6 +380,7 @@ PollingEvent = (
     | CoreLost
     | CoreConnected
     | ServerFailed
+    | ServerBusy
     | CredentialsRenewed
     | CredentialsRejected
     | OperatorRestart

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import uvicorn
 
 from serviceradar_poller.config.addresses import AddressError, ListenAddress
-from serviceradar_poller.events.polling import OperatorRestart, ServerFailed
+from serviceradar_poller.events.polling import OperatorRestart, ServerBusy, ServerFailed
 from serviceradar_poller.observe.endpoints import Sources, make_app
+from serviceradar_poller.observe.http_guard import KEEP_ALIVE_S, Connections
 from serviceradar_poller.observe.listen import open_listener
 from serviceradar_poller.otp import Actor, ExitReason
 
@@ -26,10 +27,8 @@ RETRY_MIN_S = 1.0
 RETRY_MAX_S = 30.0
 #: Answers under way at a stop have this long; they come from memory and take milliseconds.
 STOP_GRACE_S = 1.0
-#: Connections at once; beyond it the answer is 503.
-CONNECTIONS_MAX = 64
-#: An idle connection is closed after this; longer than the usual scrape interval would only hold memory.
-KEEP_ALIVE_S = 5
+#: Refused connections are told at once, and then so often while they go on.
+BUSY_TOLD_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ class HttpServer(Actor[Open | GetAddress]):
 
     Args:
         sources: Where the answers come from.
-        emit: Takes ServerFailed and OperatorRestart.
+        emit: Takes ServerFailed, ServerBusy and OperatorRestart.
         control: Whether /tree/restart is allowed.
     """
 
@@ -61,7 +60,7 @@ class HttpServer(Actor[Open | GetAddress]):
         listen_addr: str,
         *,
         sources: Sources,
-        emit: Callable[[ServerFailed | OperatorRestart], None],
+        emit: Callable[[ServerFailed | ServerBusy | OperatorRestart], None],
         control: bool = False,
         retry_min_s: float = RETRY_MIN_S,
     ) -> None:
@@ -72,6 +71,9 @@ class HttpServer(Actor[Open | GetAddress]):
         self._retry_min_s = retry_min_s
         self._told = ""
         self._address = ""
+        self._connections = Connections(count=sources.metrics.count_http_refusal, busy=self._refuse)
+        self._refused = 0
+        self._refused_told_s = -BUSY_TOLD_S
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
 
@@ -96,6 +98,14 @@ class HttpServer(Actor[Open | GetAddress]):
         self._server.leave()
         await asyncio.wait({self._serving}, timeout=STOP_GRACE_S + 0.5)
 
+    def _refuse(self) -> None:
+        """Tell of refused connections, but not of each."""
+        self._refused += 1
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._refused_told_s >= BUSY_TOLD_S:
+            self._emit(ServerBusy(name="http", address=self._listen_addr, refused=self._refused))
+            self._refused, self._refused_told_s = 0, now_s
+
     async def _open(self, attempt: int) -> None:
         try:
             address = ListenAddress.parse(self._listen_addr)
@@ -119,11 +129,10 @@ class HttpServer(Actor[Open | GetAddress]):
                 access_log=False,
                 lifespan="off",
                 loop="none",
-                http="h11",
+                http=self._connections.protocol,  # type: ignore[arg-type] # is called, whatever it is
                 ws="none",
                 server_header=False,
                 headers=[("cache-control", "no-store"), ("x-content-type-options", "nosniff")],
-                limit_concurrency=CONNECTIONS_MAX,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=int(STOP_GRACE_S),
             )

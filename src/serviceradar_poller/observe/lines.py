@@ -120,6 +120,7 @@ def _table() -> dict[type, tuple[Callable[[Any], Level], Callable[[Any], str]]]:
         p.CoreLost: (Level.WARN, "core is lost, reports wait"),
         p.CoreConnected: (Level.INFO, lambda e: "core is back" if e.outage_s > 0 else "core is connected"),
         p.ServerFailed: (Level.ERROR, _server_text),
+        p.ServerBusy: (Level.WARN, "listener has all the connections that it may have, others are refused"),
         p.CredentialsRenewed: (Level.INFO, "certificates renewed"),
         p.CredentialsRejected: (Level.ERROR, "new certificates can not be used, the old ones are kept"),
         p.OperatorRestart: (Level.WARN, "operator asked for a restart"),

@@ -72,6 +72,10 @@ class MetricsSink:
         """Record how late the event loop ran a timer."""
         self.loop_lag.observe(lag_s)
 
+    def count_http_refusal(self) -> None:
+        """Count a connection or request that the HTTP listener refused or ended."""
+        self.http_refusals.inc()
+
     def pull_counter(self, name: str, help_text: str, read: Callable[[], float]) -> None:
         """Serve a counter that is kept elsewhere; *read* is called at each scrape."""
         self.registry.register(_Pulled(CounterMetricFamily, name, help_text, read))
@@ -200,6 +204,9 @@ class MetricsSink:
             "listener_failures",
             "Own listeners that could not be opened, or could not take a renewed certificate, by name.",
             "name",
+        )
+        self.http_refusals = counter(
+            "http_refusals", "Connections and requests that the HTTP listener refused or ended."
         )
         self.credentials_renewed = counter("credentials_renewed", "Connections that went on with new certificates.")
         self.credentials_rejected = counter(
