@@ -122,8 +122,16 @@ class Transport(Protocol):
 class Resolver(Protocol):
     """Name resolution."""
 
-    async def resolve(self, host: str, *, timeout_s: float) -> tuple[str, ...]:
-        """Return the addresses of *host* in the resolver's order; empty when it has none or time runs out."""
+    async def resolve(self, host: str, *, timeout_s: float, urgent: bool = False) -> tuple[str, ...]:
+        """
+        Return the addresses of *host* in the resolver's order, at least one.
+
+        Args:
+            timeout_s: For all of it, waiting for other look-ups included.
+            urgent: Waits for no look-up that is not urgent; for core alone.
+        Raises:
+            ResolveError: It has none, or nobody could tell in time.
+        """
         ...
 
 

@@ -95,6 +95,10 @@ class CallError(PollerError):
         return self.layer in (Layer.CONFIG, Layer.RESOLVE, Layer.TCP, Layer.TLS, Layer.HTTP2)
 
 
+class ResolveError(PollerError):
+    """A name gave no address; the text says whether it has none, or why that is not known."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigProblem:
     """

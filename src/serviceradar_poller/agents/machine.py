@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from serviceradar_poller.env import Env
+from serviceradar_poller.errors import ResolveError
 from serviceradar_poller.logic.backoff import BackoffSettings, delay_s
 
 #: Deadline of one name look-up.
@@ -26,9 +27,11 @@ async def look_up(names: tuple[str, ...], env: Env, tell: Callable[[dict[str, tu
     while True:
         addresses: dict[str, tuple[str, ...]] = {}
         for name in names:
-            addresses[name] = await env.resolver.resolve(name, timeout_s=LOOKUP_S)
-            if addresses[name]:
+            try:
+                addresses[name] = await env.resolver.resolve(name, timeout_s=LOOKUP_S)
                 break
+            except ResolveError:
+                addresses[name] = ()
         tell(addresses)
         if any(addresses.values()):
             return

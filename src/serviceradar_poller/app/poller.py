@@ -15,6 +15,7 @@ part's budget and nobody else's.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from serviceradar_poller.app.service import RenewCertificate
 from serviceradar_poller.config.decode import describe
 from serviceradar_poller.config.model import AGENTS_MAX, PollerConfig, ReportMode, SecurityConfig, SecurityMode
 from serviceradar_poller.env import Env
+from serviceradar_poller.errors import ResolveError
 from serviceradar_poller.events.polling import PollerStarted
 from serviceradar_poller.logic.calls import ReportHead
 from serviceradar_poller.logic.device import literal_ip, override_variable, source_ip_candidates
@@ -126,7 +128,10 @@ async def resolve_source_ip(config: PollerConfig, env: Env) -> SourceAddress:
         literal = literal_ip(candidate)
         if literal is not None:
             return _source_address(literal, useless)
-        addresses = [ip for text in await env.resolver.resolve(candidate, timeout_s=2.0) if (ip := literal_ip(text))]
+        addresses: list[str] = []
+        with contextlib.suppress(ResolveError):
+            found = await env.resolver.resolve(candidate, timeout_s=2.0)
+            addresses = [ip for text in found if (ip := literal_ip(text))]
         if addresses:
             return _source_address(next((ip for ip in addresses if ":" not in ip), addresses[0]), useless)
         useless.append(candidate)

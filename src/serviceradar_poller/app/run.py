@@ -205,7 +205,7 @@ async def _main(loaded: LoadedConfig, environ: Mapping[str, str], stream: IO[Any
     )
     observation.expect_agents(config.agents)
     watchdog = LoopWatchdog(emit=observation.emit, threshold_s=WATCHDOG_THRESHOLD_S)
-    resolver = SystemResolver()
+    resolver = SystemResolver(emit=observation.emit)
     transport = new_transport(config.transport, clock=clock, resolver=resolver)
     env = Env(
         transport=transport,

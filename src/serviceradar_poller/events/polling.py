@@ -302,6 +302,22 @@ class CoreConnected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NameStale:
+    """
+    A name is not answered, and the addresses of its last answer are used.
+
+    Attributes:
+        age_s: Since that answer.
+        first: It was answered before this.
+    """
+
+    host: str
+    age_s: float
+    error: str
+    first: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerFailed:
     """
     One of the poller's own listeners can't be opened, or can't take a renewed certificate; it is tried again.
@@ -379,6 +395,7 @@ PollingEvent = (
     | SpoolNotFilling
     | CoreLost
     | CoreConnected
+    | NameStale
     | ServerFailed
     | ServerBusy
     | CredentialsRenewed

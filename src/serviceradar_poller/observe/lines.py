@@ -119,6 +119,10 @@ def _table() -> dict[type, tuple[Callable[[Any], Level], Callable[[Any], str]]]:
         p.SpoolNotFilling: (Level.INFO, "spool will not be full soon"),
         p.CoreLost: (Level.WARN, "core is lost, reports wait"),
         p.CoreConnected: (Level.INFO, lambda e: "core is back" if e.outage_s > 0 else "core is connected"),
+        p.NameStale: (
+            lambda e: Level.WARN if e.first else Level.DEBUG,
+            "name is not answered, its last addresses are used",
+        ),
         p.ServerFailed: (Level.ERROR, _server_text),
         p.ServerBusy: (Level.WARN, "listener has all the connections that it may have, others are refused"),
         p.CredentialsRenewed: (Level.INFO, "certificates renewed"),

@@ -200,6 +200,9 @@ class MetricsSink:
         self.loop_lag = histogram("loop_lag_seconds", "How late the event loop ran a timer.")
         self.loop_blocked = counter("loop_blocked", "Episodes in which the event loop did not turn.")
         self.config_warnings = counter("config_warnings", "Warnings about the configuration.")
+        self.names_stale = counter(
+            "names_stale", "Times that a name was not answered and its last addresses were used."
+        )
         self.listener_failures = counter(
             "listener_failures",
             "Own listeners that could not be opened, or could not take a renewed certificate, by name.",
@@ -248,6 +251,7 @@ class MetricsSink:
             p.SpoolFilling: count(self.spool_filling),
             p.CoreLost: self._core_lost,
             p.CoreConnected: self._core_connected,
+            p.NameStale: count(self.names_stale),
             p.ServerFailed: lambda e: self._child(self.listener_failures, self._limited("name", e.name)).inc(),
             p.CredentialsRenewed: count(self.credentials_renewed),
             p.CredentialsRejected: count(self.credentials_rejected),

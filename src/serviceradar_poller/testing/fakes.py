@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from serviceradar_poller.config.model import SecurityConfig
 from serviceradar_poller.env import Env, Event
-from serviceradar_poller.errors import CallError, GrpcCode, Layer
+from serviceradar_poller.errors import CallError, GrpcCode, Layer, ResolveError
 from serviceradar_poller.wire import codec
 from serviceradar_poller.wire.messages import (
     PollerStatusChunk,
@@ -411,10 +411,12 @@ class FakeResolver:
         self.names: dict[str, tuple[str, ...]] = {}
         self.latency_s = 0.0
 
-    async def resolve(self, host: str, *, timeout_s: float) -> tuple[str, ...]:
-        """Return the addresses of *host*."""
+    async def resolve(self, host: str, *, timeout_s: float, urgent: bool = False) -> tuple[str, ...]:
+        """Return the addresses of *host*. Raises ResolveError."""
         await asyncio.sleep(min(self.latency_s, timeout_s))
-        return self.names.get(host, ()) if self.latency_s <= timeout_s else ()
+        if self.latency_s > timeout_s or not self.names.get(host):
+            raise ResolveError("no such name, or no answer")
+        return self.names[host]
 
 
 def fake_env(transport: FakeTransport, events: list[Event], *, seed: int = 0) -> Env:

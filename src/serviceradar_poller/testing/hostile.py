@@ -122,7 +122,7 @@ class _HostileWire(_LightWire):
 
 
 class _NoNames:
-    async def resolve(self, host: str, *, timeout_s: float) -> tuple[str, ...]:
+    async def resolve(self, host: str, *, timeout_s: float, urgent: bool = False) -> tuple[str, ...]:
         raise AssertionError(host, timeout_s)
 
 

@@ -24,7 +24,7 @@ from cryptography import x509
 from serviceradar_poller.config.addresses import Address, AddressError, certificate_name, join_host_port, parse_address
 from serviceradar_poller.config.model import SecurityConfig, SecurityMode
 from serviceradar_poller.env import Clock, Resolver, Transport
-from serviceradar_poller.errors import CallError
+from serviceradar_poller.errors import CallError, ResolveError
 from serviceradar_poller.transport.certificates import identify, load_material
 from serviceradar_poller.transport.credentials import client_context
 from serviceradar_poller.transport.failures import one_line
@@ -154,11 +154,12 @@ async def _resolve(walk: _Walk, address: Address, resolver: Resolver) -> tuple[s
         literal = str(ipaddress.ip_address(address.host))
         walk.add("resolve", StepState.OK, began_at, f"{literal} is an IP address")
         return (literal,)
-    addresses = await resolver.resolve(address.host, timeout_s=walk.limit() - began_at)
-    if addresses:
-        walk.add("resolve", StepState.OK, began_at, f"{address.host} is {', '.join(addresses)}")
-    else:
-        walk.add("resolve", StepState.FAILED, began_at, f"{address.host} has no address")
+    try:
+        addresses = await resolver.resolve(address.host, timeout_s=walk.limit() - began_at)
+    except ResolveError as error:
+        walk.add("resolve", StepState.FAILED, began_at, f"{address.host}: {error}")
+        return ()
+    walk.add("resolve", StepState.OK, began_at, f"{address.host} is {', '.join(addresses)}")
     return addresses[:ADDRESSES_MAX]
 
 

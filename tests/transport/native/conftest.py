@@ -25,7 +25,7 @@ Program = Callable[[NativeChannel, WireLoop], Coroutine[Any, Any, Any]]
 
 
 class NoNames:
-    async def resolve(self, host: str, *, timeout_s: float) -> tuple[str, ...]:
+    async def resolve(self, host: str, *, timeout_s: float, urgent: bool = False) -> tuple[str, ...]:
         raise AssertionError
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serviceradar_poller.env import SystemClock
-from serviceradar_poller.errors import CallError, Layer
+from serviceradar_poller.errors import CallError, Layer, ResolveError
 from serviceradar_poller.testing.leaks import no_leaks
 from serviceradar_poller.testing.peers import after_settings, frame, unused_port
 from serviceradar_poller.transport.failures import ConnectStep
@@ -34,10 +34,12 @@ class Names:
         self.addresses = addresses
         self.asked: list[str] = []
 
-    async def resolve(self, host: str, *, timeout_s: float) -> tuple[str, ...]:
+    async def resolve(self, host: str, *, timeout_s: float, urgent: bool = False) -> tuple[str, ...]:
         assert timeout_s > 0
         self.asked.append(host)
         await asyncio.sleep(0)
+        if not self.addresses:
+            raise ResolveError("no such name")
         return self.addresses
 
 
@@ -94,6 +96,29 @@ def test_a_literal_is_not_resolved() -> None:
     async def main() -> None:
         with listener() as port, no_leaks():
             assert await dialled("127.0.0.1", port) == ("127.0.0.1", [ConnectStep.TCP])
+
+    asyncio.run(main())
+
+
+def test_only_the_look_up_of_cores_name_is_urgent() -> None:
+    """A client of core does not wait behind the look-ups of agents' names; those of agents do."""
+    urgencies: list[bool] = []
+
+    class Nobody:
+        async def resolve(self, host: str, *, timeout_s: float, urgent: bool = False) -> tuple[str, ...]:
+            urgencies.append(urgent)
+            raise ResolveError("no such name")
+
+    async def main() -> None:
+        transport = NativeTransport(clock=SystemClock(), resolver=Nobody())
+        agent, core = await transport.agent("agent:1", None), await transport.core("core:1", None)
+        with pytest.raises(CallError, match="agent:1: no such name"):
+            await agent.check_health(timeout_s=5.0)
+        with pytest.raises(CallError, match="core:1: no such name"):
+            await core.report_status_raw(b"", timeout_s=5.0)
+        await agent.close()
+        await core.close()
+        assert urgencies == [False, True]
 
     asyncio.run(main())
 

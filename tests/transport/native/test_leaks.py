@@ -34,7 +34,7 @@ STATUS = "/monitoring.AgentService/GetStatus"
 class SlowNames:
     """A resolver that never answers."""
 
-    async def resolve(self, host: str, *, timeout_s: float) -> tuple[str, ...]:
+    async def resolve(self, host: str, *, timeout_s: float, urgent: bool = False) -> tuple[str, ...]:
         await asyncio.Event().wait()
         raise AssertionError
 

@@ -47,7 +47,7 @@ async def only(message: bytes) -> AsyncIterator[bytes]:
 
 
 class NoNames:
-    async def resolve(self, host: str, *, timeout_s: float) -> tuple[str, ...]:
+    async def resolve(self, host: str, *, timeout_s: float, urgent: bool = False) -> tuple[str, ...]:
         raise AssertionError
 
 

@@ -17,7 +17,7 @@ from itertools import zip_longest
 from typing import Final
 
 from serviceradar_poller.env import Resolver
-from serviceradar_poller.errors import CallError, GrpcCode
+from serviceradar_poller.errors import CallError, GrpcCode, ResolveError
 from serviceradar_poller.transport import failures
 from serviceradar_poller.transport.failures import ConnectStep
 
@@ -108,9 +108,10 @@ async def _addresses(host: str, peer: str, resolver: Resolver, at: Callable[[Con
     else:
         return (host,)
     at(ConnectStep.RESOLVE)
-    found = await resolver.resolve(host, timeout_s=RESOLVE_TIMEOUT_S)
-    if not found:
-        raise failures.unresolved(peer, f"name not found, or no answer within {RESOLVE_TIMEOUT_S:g} s")
+    try:
+        found = await resolver.resolve(host, timeout_s=RESOLVE_TIMEOUT_S)
+    except ResolveError as error:
+        raise failures.unresolved(peer, str(error)) from error
     return interleave(found)[:ADDRESSES_MAX]
 
 

@@ -35,10 +35,12 @@ class NativeTransport:
 
     async def core(self, address: str, security: SecurityConfig | None, *, fresh: bool = False) -> ChannelCoreClient:
         """Return a client for the core at *address*. Raises CallError(layer=CONFIG)."""
-        return ChannelCoreClient(await self.channel(address, security, fresh=fresh))
+        return ChannelCoreClient(await self.channel(address, security, fresh=fresh, urgent=True))
 
-    async def channel(self, address: str, security: SecurityConfig | None, *, fresh: bool = False) -> NativeChannel:
-        """Return a channel to *address*. Raises CallError(layer=CONFIG)."""
+    async def channel(
+        self, address: str, security: SecurityConfig | None, *, fresh: bool = False, urgent: bool = False
+    ) -> NativeChannel:
+        """Return a channel to *address*, whose name's look-up waits for no other if *urgent*. Raises CallError."""
         try:
             parsed: Address = parse_address(address)
         except AddressError as error:
@@ -49,6 +51,15 @@ class NativeTransport:
         server_name = security.server_name if security is not None and context is not None else ""
         if not (server_name.isascii() and server_name.isprintable()):
             raise failures.unusable_address(f"server_name {server_name!r} is not printable ASCII")
-        return NativeChannel(
-            parsed, server_name=server_name, context=context, resolver=self._resolver, buffer=self._buffer
-        )
+        resolver = _Urgent(self._resolver) if urgent else self._resolver
+        return NativeChannel(parsed, server_name=server_name, context=context, resolver=resolver, buffer=self._buffer)
+
+
+class _Urgent:
+    """A resolver whose look-ups are all urgent; implements env.Resolver."""
+
+    def __init__(self, resolver: Resolver) -> None:
+        self._resolver = resolver
+
+    async def resolve(self, host: str, *, timeout_s: float, urgent: bool = True) -> tuple[str, ...]:
+        return await self._resolver.resolve(host, timeout_s=timeout_s, urgent=True)
