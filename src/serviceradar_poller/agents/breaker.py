@@ -15,7 +15,8 @@ from serviceradar_poller.agents.messages import (
     BreakerSuccess,
     BreakerTimer,
     Probe,
-    RunFailing,
+    RunRefused,
+    RunTrial,
 )
 from serviceradar_poller.agents.slot import AgentSlot
 from serviceradar_poller.config.model import ResilienceConfig
@@ -29,6 +30,7 @@ from serviceradar_poller.logic.breaker import (
     on_timer,
     trial_at_s,
 )
+from serviceradar_poller.logic.schedule import running
 from serviceradar_poller.otp import Actor, Ref, Timer
 
 #: A shorter timer would only spin.
@@ -93,7 +95,8 @@ class SecureCircuitBreaker(Actor[BreakerMessage]):
         if breaker.state is BreakerState.HALF_OPEN:
             self._ask_for_trial()
         elif breaker.state is BreakerState.CLOSED:
-            self._run_failing()
+            for runner in RUNNERS:
+                self._cast(runner, RunRefused())
 
     def _arm(self) -> None:
         if self._timer is not None:
@@ -104,15 +107,18 @@ class SecureCircuitBreaker(Actor[BreakerMessage]):
             self._timer = self.send_after(max(at_s - self.system.now(), TIMER_S_MIN), BreakerTimer())
 
     def _ask_for_trial(self) -> None:
-        """Have the checks run that failed: the first one to get through is the trial; and ask for health."""
-        self._run_failing()
+        """Have a check run that failed, each in its turn: one may fail for ever; and ask for health."""
+        slot = self._slot
+        under_way = {key for schedule in slot.schedules.values() for key in running(schedule)}
+        candidates = [key for key in slot.subjects if key in slot.failing and key not in under_way]
+        if candidates:
+            place = candidates.index(slot.tried) + 1 if slot.tried in candidates else 0
+            slot.tried = candidates[place % len(candidates)]
+            for runner in RUNNERS:
+                self._cast(runner, RunTrial(slot.tried))
         self._cast("connection", Probe())
 
-    def _run_failing(self) -> None:
-        for runner in RUNNERS:
-            self._cast(runner, RunFailing())
-
-    def _cast(self, sibling: str, message: Probe | RunFailing) -> None:
+    def _cast(self, sibling: str, message: Probe | RunRefused | RunTrial) -> None:
         ref = self.sibling(sibling)
         if isinstance(ref, Ref):
             ref.cast(message)

@@ -27,6 +27,9 @@ from serviceradar_poller.wire.messages import (
     StatusResponse,
 )
 
+#: The reason of a call that the breaker did not let through.
+BREAKER_OPEN = "breaker_open"
+
 
 class AgentChannel:
     """Calls to one agent."""
@@ -277,4 +280,4 @@ def _replaced() -> CallError:
 
 def _refused_by_breaker(slot: AgentSlot) -> CallError:
     since = datetime.fromtimestamp(slot.opened_wall_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return _not_made("breaker_open", f"breaker open since {since}: {slot.breaker.cause}", GrpcCode.UNAVAILABLE)
+    return _not_made(BREAKER_OPEN, f"breaker open since {since}: {slot.breaker.cause}", GrpcCode.UNAVAILABLE)

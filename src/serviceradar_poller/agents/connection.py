@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from serviceradar_poller.agents.evidence import concerns_agent, shows_life
+from serviceradar_poller.agents.evidence import concerns_agent, is_denial, shows_life
 from serviceradar_poller.agents.machine import look_up
 from serviceradar_poller.agents.messages import (
     RUNNERS,
@@ -32,6 +32,7 @@ from serviceradar_poller.agents.messages import (
     ProbeDone,
     RenewalDone,
     RenewConnection,
+    Rerun,
     RunFailing,
 )
 from serviceradar_poller.agents.slot import AgentSlot, Reach
@@ -49,6 +50,7 @@ from serviceradar_poller.logic.backoff import BackoffSettings, delay_s, reconnec
 from serviceradar_poller.logic.breaker import BreakerState
 from serviceradar_poller.logic.device import device_ip, ip_candidates, names_to_resolve
 from serviceradar_poller.logic.outcome import Device
+from serviceradar_poller.logic.reruns import Reruns, on_lost, on_reached, on_rerun
 from serviceradar_poller.otp import Actor, ExitReason, Ref, Timer
 
 #: Deadline of a health probe.
@@ -86,6 +88,8 @@ class ConnectionManager(Actor[ConnectionMessage]):
         "_renewal",
         "_renewals",
         "_renewing",
+        "_rerun",
+        "_reruns",
         "_silent_probes",
         "_slot",
         "_timer",
@@ -110,6 +114,8 @@ class ConnectionManager(Actor[ConnectionMessage]):
         self._renew_again = False
         self._renewal: Timer | None = None  # for the next attempt after one that failed
         self._renewals = 0  # attempts since the last one that succeeded
+        self._reruns = Reruns()
+        self._rerun: Timer | None = None  # for asking again what failed, where that waits
         self._rejected = ""  # what was last told of credentials that can't be used
 
     async def init(self) -> None:
@@ -143,6 +149,8 @@ class ConnectionManager(Actor[ConnectionMessage]):
                 self._renew()
             case RenewalDone(error):
                 await self._renewal_done(error)
+            case Rerun():
+                self._run_failing()
 
     async def terminate(self, reason: ExitReason) -> None:
         """Close the connection."""
@@ -156,17 +164,23 @@ class ConnectionManager(Actor[ConnectionMessage]):
 
     # -- reach
 
-    def _answered(self) -> None:
+    def _answered(self, *, denied: bool = False) -> None:
         first = self._slot.reach is not Reach.UP
-        self._reached(probe=False)
+        if denied:
+            self._up()
+        else:
+            self._reached(probe=False)
         if first:
             self._probe(courtesy=True)  # once per connection: what it says of itself is told
 
     def _call_failed(self, error: CallError, began_s: float) -> None:
         slot = self._slot
         if shows_life(error):
-            if error.security:
-                self._tell_breaker(error)
+            if is_denial(error):
+                # It may be that check's own affair, as long as any other is answered.
+                if slot.denied_all:
+                    self._tell_breaker(error)
+                self._answered(denied=True)
             elif slot.reach is not Reach.UP or slot.breaker.state is not BreakerState.CLOSED:
                 self._answered()
         elif concerns_agent(error):
@@ -177,9 +191,12 @@ class ConnectionManager(Actor[ConnectionMessage]):
                 self._probe(since_s=began_s)
 
     def _reached(self, *, probe: bool) -> None:
+        self._cast("breaker", BreakerSuccess(probe))
+        self._up()
+
+    def _up(self) -> None:
         before, self._slot.reach = self._slot.reach, Reach.UP
         self._silent_probes = 0
-        self._cast("breaker", BreakerSuccess(probe))
         if before is Reach.UP:
             return
         now_s = self.system.now()
@@ -187,6 +204,15 @@ class ConnectionManager(Actor[ConnectionMessage]):
         self._outage_s = self._slot.lost = None
         self._cancel_probe()
         self._emit(AgentConnected(agent=self._slot.name, address=self._slot.config.address, outage_s=outage_s))
+        self._reruns, wait_s = on_reached(self._reruns, now_s, self._slot.fleet.timetable.interval_s)
+        if wait_s == 0:
+            self._run_failing()
+        elif wait_s is not None:
+            self._rerun = self.send_after(wait_s, Rerun())
+
+    def _run_failing(self) -> None:
+        self._rerun = None
+        self._reruns = on_rerun(self._reruns, self.system.now())
         for runner in RUNNERS:
             self._cast(runner, RunFailing())
 
@@ -194,6 +220,11 @@ class ConnectionManager(Actor[ConnectionMessage]):
         now_s = self.system.now()
         self._slot.lost = error
         if self._slot.reach is not Reach.DOWN:
+            if self._slot.reach is Reach.UP:
+                self._reruns = on_lost(self._reruns, now_s, self._slot.fleet.timetable.interval_s)
+            if self._rerun is not None:
+                self._rerun.cancel()
+                self._rerun = None
             self._slot.reach = Reach.DOWN
             self._outage_s = now_s
             self._emit(

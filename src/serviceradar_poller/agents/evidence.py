@@ -17,6 +17,11 @@ def shows_life(error: CallError) -> bool:
     return error.layer is Layer.APPLICATION or (error.layer is Layer.GRPC and error.code not in _NOT_ALIVE_CODES)
 
 
+def is_denial(error: CallError) -> bool:
+    """Whether the agent itself answered that we are not who may ask."""
+    return error.security and shows_life(error)
+
+
 def concerns_agent(error: CallError) -> bool:
     """Whether the failure may mean that no other call to the agent would succeed either."""
     if error.reason in _NORMAL_ENDS or error.layer in (Layer.BREAKER, Layer.CONFIG):

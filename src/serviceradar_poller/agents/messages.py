@@ -113,6 +113,23 @@ class RunFailing:
 
 
 @dataclass(frozen=True, slots=True)
+class RunRefused:
+    """The breaker lets calls through again: run at once what it refused last time."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunTrial:
+    """Run this check at once: it finds out for all of them."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rerun:
+    """The agent has stayed for long enough to be asked again what failed."""
+
+
+@dataclass(frozen=True, slots=True)
 class AnsweredAs:
     """The agent answered under an id."""
 
@@ -120,7 +137,7 @@ class AnsweredAs:
 
 
 ConnectionMessage = (
-    CallSucceeded | CallFailed | Probe | ProbeDone | DeviceResolved | ClientMade | RenewConnection | RenewalDone
+    CallSucceeded | CallFailed | Probe | ProbeDone | DeviceResolved | ClientMade | RenewConnection | RenewalDone | Rerun
 )
 BreakerMessage = BreakerFailure | BreakerSuccess | BreakerTimer
-RunnerMessage = RunDue | CheckDone | RunFailing
+RunnerMessage = RunDue | CheckDone | RunFailing | RunRefused | RunTrial

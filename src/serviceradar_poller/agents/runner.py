@@ -11,8 +11,10 @@ import asyncio
 import contextlib
 import functools
 from abc import abstractmethod
+from collections.abc import Iterable
 
-from serviceradar_poller.agents.channel import AgentChannel
+from serviceradar_poller.agents.channel import BREAKER_OPEN, AgentChannel
+from serviceradar_poller.agents.evidence import is_denial
 from serviceradar_poller.agents.messages import (
     AnsweredAs,
     CallFailed,
@@ -21,6 +23,8 @@ from serviceradar_poller.agents.messages import (
     RunDue,
     RunFailing,
     RunnerMessage,
+    RunRefused,
+    RunTrial,
 )
 from serviceradar_poller.agents.slot import AgentSlot, Reach
 from serviceradar_poller.errors import CallError
@@ -137,8 +141,12 @@ class CheckRunner(Actor[RunnerMessage]):
             case RunFailing():
                 # What is under way may still fail with the connection that was lost: then it runs once more.
                 self._again = frozenset(running(self._schedule)) or _NONE
-                failing = tuple(key for key in self._slot.failing if self.mine(self._slot.subjects[key]))
-                self._schedule = expedite(self._schedule, failing, self.system.now())
+                self._expedite(self._slot.failing)
+            case RunRefused():
+                # Not what failed by itself: asked again at once it would open the breaker again, for ever.
+                self._expedite(self._slot.refused)
+            case RunTrial(key):
+                self._expedite((key,))
         self._arm()
 
     async def terminate(self, reason: ExitReason) -> None:
@@ -171,6 +179,10 @@ class CheckRunner(Actor[RunnerMessage]):
         self._armed_s = at_s
         if at_s is not None:
             self._timer = self.send_after(max(at_s - self.system.now(), TIMER_S_MIN), RunDue())
+
+    def _expedite(self, keys: Iterable[str]) -> None:
+        mine = [key for key in keys if self.mine(self._slot.subjects[key])]
+        self._schedule = expedite(self._schedule, mine, self.system.now())
 
     def _run_due(self) -> None:
         slot = self._slot
@@ -214,9 +226,13 @@ class CheckRunner(Actor[RunnerMessage]):
         attempt = 1
         while True:
             try:
-                return await self.ask(subject, each.tick, until_s - now()), attempt
+                outcome = await self.ask(subject, each.tick, until_s - now())
             except CallError as error:
                 failure = error.with_traceback(None)  # its frames would hold this one in a cycle
+            else:
+                self._note(subject.key, denied=False)
+                return outcome, attempt
+            self._note(subject.key, denied=is_denial(failure), refused=failure.reason == BREAKER_OPEN)
             wait_s = delay_s(_retry_settings(resilience.retry_delay_s), attempt - 1, fleet.env.rng.random())
             if (
                 not failure.retryable
@@ -232,6 +248,14 @@ class CheckRunner(Actor[RunnerMessage]):
             await asyncio.sleep(wait_s)
         await self.device()
         return from_failure(failure, subject, fleet.reporter, slot.device, tick=each.tick), attempt
+
+    def _note(self, key: str, *, denied: bool, refused: bool = False) -> None:
+        """Keep how the check was answered last; nothing is kept of one that was never denied or refused."""
+        slot = self._slot
+        if refused != (key in slot.refused):
+            slot.refused = (slot.refused ^ {key}) or _NONE
+        if denied != (key in slot.denied) and not refused:
+            slot.denied = (slot.denied ^ {key}) or _NONE
 
     async def device(self) -> None:
         """Return once the agent's machine is known as well as it will be."""

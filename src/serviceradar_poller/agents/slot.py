@@ -84,6 +84,9 @@ class AgentSlot:
         budget: Retries, written by whoever calls.
         schedules: By kind of runner, each written by its runner.
         failing: Keys of checks whose last outcome was a failure; each runner writes its own.
+        refused: Keys of checks that were last refused by the breaker; each runner writes its own.
+        denied: Keys of checks that the agent last answered with a denial; each runner writes its own.
+        tried: The check that was a half-open breaker's trial last (written by the breaker).
         failures: Consecutive failures by key of a results check.
         unsupported: Keys of checks that this version can't run, once that was told.
     """
@@ -112,8 +115,17 @@ class AgentSlot:
     lost: CallError | None = None
     schedules: dict[str, Schedule] = field(default_factory=dict)
     failing: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()
+    denied: frozenset[str] = frozenset()
+    tried: str = ""
     failures: dict[str, int] = field(default_factory=dict)
     unsupported: frozenset[str] = frozenset()
+
+    @property
+    def denied_all(self) -> bool:
+        """Whether every check that is asked each cycle, or where there is none every check, was denied last."""
+        plain = [key for key, subject in self.subjects.items() if not subject.is_results]
+        return self.denied.issuperset(plain or self.subjects)
 
     @property
     def name(self) -> str:
