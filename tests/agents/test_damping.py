@@ -11,6 +11,7 @@ import pytest
 
 from serviceradar_poller.agents.slot import Reach
 from serviceradar_poller.errors import CallError, GrpcCode, Layer
+from serviceradar_poller.events.kernel import ChildExited
 from serviceradar_poller.events.polling import AgentConnected, AgentLost, BreakerChanged, CheckFinished
 from serviceradar_poller.testing.fakes import REFUSED
 from serviceradar_poller.testing.simloop import run
@@ -136,5 +137,22 @@ def test_a_check_that_the_agent_does_not_survive_is_not_asked_whenever_it_is_bac
         assert len(site.of(AgentLost)) <= 40
         good = [event for event in site.of(CheckFinished) if event.service_name == "c0"]
         assert sum(event.outcome == "available" for event in good) >= 20
+
+    run(main())
+
+
+@pytest.mark.parametrize("size", [5_000, 4_000_000])
+def test_an_id_beyond_all_bounds_fails_its_check_and_nothing_else(size: int) -> None:
+    """All that an agent gives goes into reports: what is too long for a name is told as the check's failure."""
+
+    async def main() -> None:
+        site = SimSite(site_config([agent_config("a", PING), agent_config("b", PING)]))
+        site.agents["a"].status = lambda request: StatusResponse(available=True, message=b"{}", agent_id="x" * size)
+        async with site.running():
+            await asyncio.sleep(35.0)
+            assert site.told() == {("a", "ping"): False, ("b", "ping"): True}
+        assert {event.reason for event in site.of(CheckFinished) if event.agent == "a"} == {"too_large"}
+        assert len(site.core.reports) >= 4
+        assert [event for event in site.of(ChildExited) if event.reason == "error"] == []
 
     run(main())

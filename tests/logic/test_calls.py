@@ -142,3 +142,14 @@ def test_chunks_stay_below_what_core_takes() -> None:
     status = ServiceStatus(service_name="s", service_type="t", message=b"m" * (7 * 1024 * 1024))
     (call,) = (c for c in _plan([status], timestamp=1) if isinstance(c, StreamCall))
     assert [len(encode_poller_status_chunk(chunk)) < 4 * 1024 * 1024 for chunk in call.chunks] == [True] * 3
+
+
+@pytest.mark.parametrize("message", [b"", b"{}", b"x" * 100_000])
+def test_names_beyond_all_bounds_cost_only_their_own_status(message: bytes) -> None:
+    """Where the other fields leave no room for a message, its call may be too large for core; there is one."""
+    odd = ServiceStatus(service_name="n" * (CALL_BYTES_MAX + 1), agent_id="a", message=message)
+    usual = ServiceStatus(service_name="ping", agent_id="b", message=b"{}")
+    large, last = _plan([odd, usual], timestamp=1)
+    assert isinstance(large, StreamCall) and isinstance(last, UnaryCall)
+    assert b"".join(part.services[0].message for part in large.chunks) == message
+    assert last.report.services == (usual,)

@@ -20,6 +20,8 @@ from serviceradar_poller.wire.messages import PollerStatusChunk, PollerStatusReq
 CALL_BYTES_MAX = 3 * 1024 * 1024
 #: What a message adds to a status beyond its own bytes: a tag, its length, and a longer length of the status itself.
 MESSAGE_HEADER_BYTES_MAX = 16
+#: Slices of as much of a message as a call may hold, however much the other fields take: 64 KiB each.
+SLICES_MAX = 48
 #: What a registering stream may hold; it is followed by the full report, so it stays small.
 REGISTER_STATUSES_MAX = 100
 
@@ -178,9 +180,12 @@ def _sliced(
     head: ReportHead, status: ServiceStatus, timestamp: int, size_of: Callable[[ServiceStatus], int]
 ) -> StreamCall:
     """Return a stream of *status* cut into slices; every slice keeps all fields but the message."""
+    # Names beyond all bounds leave no room: core then refuses what is too large, and the other statuses reach it.
     room = CALL_BYTES_MAX - size_of(replace(status, message=b"")) - MESSAGE_HEADER_BYTES_MAX
+    room = max(room, CALL_BYTES_MAX // SLICES_MAX)
     message = memoryview(status.message)
-    parts = [(replace(status, message=bytes(message[start : start + room])),) for start in range(0, len(message), room)]
+    starts = range(0, max(len(message), 1), room)
+    parts = [(replace(status, message=bytes(message[start : start + room])),) for start in starts]
     return StreamCall(chunks=_chunks(head, parts, timestamp, status.agent_id), size=size_of(status), status_count=1)
 
 

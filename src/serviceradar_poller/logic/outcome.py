@@ -26,6 +26,8 @@ from serviceradar_poller.wire.messages import (
 
 #: A larger message is not told: a few of them would fill everything that waits for core.
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024
+#: Characters of the id under which an agent answers; ids are names.
+AGENT_ID_MAX = 1_024
 #: An error text sent to core is cut to this many characters.
 ERROR_TEXT_MAX = 500
 
@@ -109,8 +111,8 @@ def from_status(
     response: StatusResponse, subject: CheckSubject, reporter: Reporter, device: Device, *, tick: int
 ) -> Outcome:
     """Return the outcome of an answered status check."""
-    if len(response.message) > MESSAGE_BYTES_MAX:
-        return from_failure(_too_large(len(response.message)), subject, reporter, device, tick=tick)
+    if error := _too_large(response.message, response.agent_id):
+        return from_failure(error, subject, reporter, device, tick=tick)
     status = _status(
         subject,
         reporter,
@@ -134,8 +136,8 @@ def from_results(
     response: ResultsResponse, subject: CheckSubject, reporter: Reporter, device: Device, *, tick: int
 ) -> Outcome:
     """Return the outcome of an answered results check; a sweep without news has nothing for core."""
-    if len(response.data) > MESSAGE_BYTES_MAX:
-        return from_failure(_too_large(len(response.data)), subject, reporter, device, tick=tick)
+    if error := _too_large(response.data, response.agent_id):
+        return from_failure(error, subject, reporter, device, tick=tick)
     is_sync = "sync" in subject.service_name
     if subject.service_type == "sweep" and not is_sync and not response.has_new_data:
         return Outcome(
@@ -209,13 +211,15 @@ def _answered_as(agent_id: str, subject: CheckSubject) -> str:
     return subject.agent if agent_id in ("", subject.agent) else agent_id
 
 
-def _too_large(size: int) -> CallError:
-    return CallError(
-        layer=Layer.APPLICATION,
-        code=GrpcCode.OUT_OF_RANGE,
-        reason="too_large",
-        detail=f"the answer has {size} bytes, at most {MESSAGE_BYTES_MAX} are told",
-    )
+def _too_large(message: bytes, agent_id: str) -> CallError | None:
+    """Return why an answer can't be told: all that an agent gives has a bound, since all of it goes into reports."""
+    if len(message) > MESSAGE_BYTES_MAX:
+        detail = f"the answer has {len(message)} bytes, at most {MESSAGE_BYTES_MAX} are told"
+    elif len(agent_id) > AGENT_ID_MAX:
+        detail = f"the agent's id has {len(agent_id)} characters, at most {AGENT_ID_MAX} are told"
+    else:
+        return None
+    return CallError(layer=Layer.APPLICATION, code=GrpcCode.OUT_OF_RANGE, reason="too_large", detail=detail)
 
 
 def _enriched(message: bytes, subject: CheckSubject, device: Device) -> bytes:
