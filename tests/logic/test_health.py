@@ -32,6 +32,8 @@ snapshots = st.builds(
     core_outage_s=seconds,
     reports_queued=counts,
     reports_dropped=counts,
+    reports_set_aside=counts,
+    spool_unwritable_s=st.none() | seconds,
     gave_up=st.lists(st.text()).map(tuple),
     loop_lag_s=st.floats(0, 100),
 )
@@ -96,13 +98,28 @@ def test_all_is_well() -> None:
     ("change", "reason"),
     [
         ({"agents_down": 2}, "2 of 5 agents are down"),
-        ({"agents_misconfigured": 1}, "1 of 5 agents are misconfigured"),
+        ({"agents_misconfigured": 1}, "1 of 5 agents is misconfigured"),
+        ({"agents_down": 1, "agents_total": 1}, "1 of 1 agent is down"),
+        ({"breakers_open": 1}, "1 breaker is open"),
         ({"breakers_open": 3}, "3 breakers are open"),
         (
             {"core_connected": False, "core_outage_s": 61.0, "reports_queued": 4},
             "core is out of reach for 61 s, 4 reports wait",
         ),
+        (
+            {"core_connected": False, "core_outage_s": 61.0, "reports_queued": 1},
+            "core is out of reach for 61 s, 1 report waits",
+        ),
         ({"reports_dropped": 7}, "7 reports were dropped"),
+        ({"reports_dropped": 1}, "1 report was dropped"),
+        (
+            {"reports_set_aside": 1},
+            "1 report was set aside, which core does not take: see serviceradar-poller spool STATE_DIR",
+        ),
+        (
+            {"spool_unwritable_s": 3.0, "spool_unwritable_reason": "disk_full"},
+            "the spool can't be written for 3 s (disk_full): new reports are in memory only",
+        ),
         ({"gave_up": ("a/b", "c")}, "gave up restarting: a/b, c"),
         ({"loop_lag_s": 0.5}, "the loop is late by 0.50 s"),
         ({"cycle_age_s": None, "uptime_s": 3.0}, "the first cycle has not finished"),

@@ -16,6 +16,7 @@ from serviceradar_poller.observe.notes import NOTES_MAX
 from serviceradar_poller.observe.ring import Ring
 from serviceradar_poller.observe.snapshot import decode_snapshot, encode_snapshot
 from serviceradar_poller.observe.state import PollerState
+from serviceradar_poller.observe.view import summary_line
 
 PING = CheckConfig(service_type="icmp", service_name="ping")
 
@@ -210,6 +211,37 @@ def test_dropped_reports_are_a_complaint_for_ten_minutes() -> None:
     time = Time()
     state = started(time=time)
     state(p.ReportDropped(kind="cycle", statuses=7, reason="full", queued=3))
-    assert health_input(state, tree_up=True).reports_dropped == 1
-    time.now += 601
+    time.now += 300
+    state(p.ReportDropped(kind="cycle", statuses=42, reason="full", queued=3, reports=6))
+    assert health_input(state, tree_up=True).reports_dropped == 7
+    time.now += 301
+    assert health_input(state, tree_up=True).reports_dropped == 6
+    time.now += 300
     assert health_input(state, tree_up=True).reports_dropped == 0
+
+
+def test_a_report_set_aside_is_not_lost() -> None:
+    """It has a word and a count of its own, in health and in the view, and a place where it can be looked at."""
+    time = Time()
+    state = started(time=time)
+    state(p.ReportSetAside(kind="cycle", statuses=7, reason="invalid_argument", report_id=3))
+    given = health_input(state, tree_up=True)
+    assert (given.reports_dropped, given.reports_set_aside) == (0, 1)
+    core = state.core
+    assert (core.reports_dropped, core.statuses_dropped) == (0, 0)
+    assert (core.reports_set_aside, core.statuses_set_aside) == (1, 7)
+    assert "1 set aside" in summary_line(state.snapshot())
+    time.now += 601
+    assert health_input(state, tree_up=True).reports_set_aside == 0
+
+
+def test_a_spool_that_can_not_be_written_is_a_complaint_until_it_can() -> None:
+    """A restart would lose what waits in memory: whoever looks at the health is told, and since when."""
+    time = Time()
+    state = started(time=time)
+    state(p.SpoolWriteFailed(reason="io_error", error="disk I/O error"))
+    time.now += 12
+    (reason,) = (each for each in judge(health_input(state, tree_up=True)).reasons if "spool" in each)
+    assert reason == "the spool can't be written for 12 s (io_error): new reports are in memory only"
+    state(p.SpoolWritable(outage_s=12.0, errors=3))
+    assert not [each for each in judge(health_input(state, tree_up=True)).reasons if "spool" in each]

@@ -36,7 +36,9 @@ class HealthInput:
         uptime_s: Since polling began.
         cycle_age_s: Since the last cycle was completed; None when none has been.
         core_outage_s: How long core has been out of reach; 0 while it is connected.
-        reports_dropped: Reports given up within the time that the caller calls recent.
+        reports_dropped: Reports lost within the time that the caller calls recent.
+        reports_set_aside: Reports kept for the operator within that time, since core does not take them.
+        spool_unwritable_s: How long reports can't be written to disk, and why; None while they can.
         gave_up: Tree paths of supervisors that gave up and have not been built again.
         loop_lag_s: How late the loop lately was.
     """
@@ -56,6 +58,9 @@ class HealthInput:
     core_outage_s: float = 0.0
     reports_queued: int = 0
     reports_dropped: int = 0
+    reports_set_aside: int = 0
+    spool_unwritable_s: float | None = None
+    spool_unwritable_reason: str = ""
     gave_up: tuple[str, ...] = ()
     loop_lag_s: float = 0.0
 
@@ -114,17 +119,32 @@ def _complaints(snapshot: HealthInput, ready: bool) -> tuple[str, ...]:
     if snapshot.gave_up:
         reasons.append(f"gave up restarting: {', '.join(snapshot.gave_up)}")
     if not snapshot.core_connected:
+        wait = _several(snapshot.reports_queued, "report waits", "reports wait")
+        reasons.append(f"core is out of reach for {snapshot.core_outage_s:.0f} s, {wait}")
+    if snapshot.spool_unwritable_s is not None:
         reasons.append(
-            f"core is out of reach for {snapshot.core_outage_s:.0f} s, {snapshot.reports_queued} reports wait"
+            f"the spool can't be written for {snapshot.spool_unwritable_s:.0f} s ({snapshot.spool_unwritable_reason}):"
+            " new reports are in memory only"
         )
     if snapshot.reports_dropped:
-        reasons.append(f"{snapshot.reports_dropped} reports were dropped")
+        reasons.append(_several(snapshot.reports_dropped, "report was dropped", "reports were dropped"))
+    if snapshot.reports_set_aside:
+        set_aside = _several(snapshot.reports_set_aside, "report was set aside", "reports were set aside")
+        reasons.append(f"{set_aside}, which core does not take: see serviceradar-poller spool STATE_DIR")
     if snapshot.agents_down:
-        reasons.append(f"{snapshot.agents_down} of {snapshot.agents_total} agents are down")
+        reasons.append(_some(snapshot.agents_down, snapshot.agents_total, "down"))
     if snapshot.agents_misconfigured:
-        reasons.append(f"{snapshot.agents_misconfigured} of {snapshot.agents_total} agents are misconfigured")
+        reasons.append(_some(snapshot.agents_misconfigured, snapshot.agents_total, "misconfigured"))
     if snapshot.breakers_open:
-        reasons.append(f"{snapshot.breakers_open} breakers are open")
+        reasons.append(_several(snapshot.breakers_open, "breaker is open", "breakers are open"))
     if snapshot.loop_lag_s > LOOP_LAG_S_MAX:
         reasons.append(f"the loop is late by {snapshot.loop_lag_s:.2f} s")
     return tuple(reasons)
+
+
+def _several(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _some(number: int, total: int, state: str) -> str:
+    return f"{number} of {total} {'agent' if total == 1 else 'agents'} {'is' if number == 1 else 'are'} {state}"

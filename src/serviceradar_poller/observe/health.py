@@ -19,6 +19,7 @@ def health_input(state: PollerState, *, tree_up: bool) -> HealthInput:
     counts = state.agent_counts()
     core = state.core
     polling_s = state.polling_s
+    unwritable_s, unwritable_reason = state.spool_unwritable or (None, "")
     return HealthInput(
         config_loaded=polling_s is not None,
         tree_up=tree_up,
@@ -35,6 +36,9 @@ def health_input(state: PollerState, *, tree_up: bool) -> HealthInput:
         core_outage_s=core.since_s if core.connected is False else 0.0,
         reports_queued=core.queue_reports,
         reports_dropped=state.recent_drops(),
+        reports_set_aside=state.recent_set_aside(),
+        spool_unwritable_s=unwritable_s,
+        spool_unwritable_reason=unwritable_reason,
         gave_up=state.gave_up,
         loop_lag_s=state.loop_lag_s,
     )

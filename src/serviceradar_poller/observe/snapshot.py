@@ -71,6 +71,7 @@ class CoreView:
     Attributes:
         connected: None before the first report.
         since_s: How long it has been so.
+        reports_dropped: Lost; reports_set_aside: kept for the operator, since core does not take them.
         last_report_age_s, last_tick_s: Negative before the first (cycle's) report.
     """
 
@@ -85,6 +86,8 @@ class CoreView:
     report_failures: int = 0
     reports_dropped: int = 0
     statuses_dropped: int = 0
+    reports_set_aside: int = 0
+    statuses_set_aside: int = 0
     queue_reports: int = 0
     queue_bytes: int = 0
     last_report_age_s: float = -1.0

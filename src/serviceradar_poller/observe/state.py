@@ -32,7 +32,7 @@ CHECKS_PER_AGENT_MAX = 1_000
 KEYS_SHARED_MAX = 4_096
 #: Supervisors that gave up and are remembered until they are back.
 GAVE_UP_MAX = 100
-#: Drops of reports count as recent for this long; at most so many are remembered one by one.
+#: Reports that were dropped or set aside count as recent for this long; at most so many times are remembered.
 RECENT_S = 600.0
 RECENT_DROPS_MAX = 10_000
 #: Latencies that percentiles of all checks are taken from.
@@ -70,7 +70,9 @@ class PollerState:
         self._last_poll_at: float | None = None
         self._plain_checks: int | None = None
         self._gave_up: dict[str, None] = {}
-        self._drops: deque[float] = deque(maxlen=RECENT_DROPS_MAX)
+        self._drops = _Recent(clock)
+        self._set_aside = _Recent(clock)
+        self._unwritable: tuple[float, str] | None = None  # since when the spool can't be written, and why
         self._agents: dict[str, AgentState] = {}
         #: Names of checks that agents have in common, each once.
         self._keys: dict[tuple[str, str, str], tuple[str, str, str]] = {}
@@ -98,6 +100,8 @@ class PollerState:
             p.ReportFailed: lambda e: self._count(self._core, "report_failures"),
             p.ReportDropped: self._report_dropped,
             p.ReportSetAside: self._report_set_aside,
+            p.SpoolWriteFailed: self._spool_write_failed,
+            p.SpoolWritable: self._spool_writable,
             p.ReportQueue: lambda e: self._core.update(queue_reports=e.reports, queue_bytes=e.size),
             p.CoreLost: lambda e: self._core_changed(e.address, connected=False, reason=e.reason, error=e.error),
             p.CoreConnected: lambda e: self._core_changed(e.address, connected=True, reason="", error=""),
@@ -210,11 +214,20 @@ class PollerState:
         return sum(agent.breaker == "OPEN" for agent in self._agents.values())
 
     def recent_drops(self) -> int:
-        """Return how many reports were given up in the last RECENT_S seconds."""
-        since = self._clock() - RECENT_S
-        while self._drops and self._drops[0] < since:
-            self._drops.popleft()
-        return len(self._drops)
+        """Return how many reports were dropped in the last RECENT_S seconds."""
+        return self._drops.count()
+
+    def recent_set_aside(self) -> int:
+        """Return how many reports were set aside in the last RECENT_S seconds."""
+        return self._set_aside.count()
+
+    @property
+    def spool_unwritable(self) -> tuple[float, str] | None:
+        """For how many seconds the spool can't be written, and why; None while it can."""
+        if self._unwritable is None:
+            return None
+        since, reason = self._unwritable
+        return self._clock() - since, reason
 
     @property
     def core(self) -> CoreView:
@@ -368,13 +381,19 @@ class PollerState:
 
     def _report_dropped(self, event: p.ReportDropped) -> None:
         self._count(self._core, "reports_dropped", event.reports)
-        self._drops.append(self._clock())
+        self._drops.add(event.reports)
         self._count(self._core, "statuses_dropped", event.statuses)
 
     def _report_set_aside(self, event: p.ReportSetAside) -> None:
-        self._count(self._core, "reports_dropped")
-        self._drops.append(self._clock())
-        self._count(self._core, "statuses_dropped", event.statuses)
+        self._count(self._core, "reports_set_aside")
+        self._set_aside.add(1)
+        self._count(self._core, "statuses_set_aside", event.statuses)
+
+    def _spool_write_failed(self, event: p.SpoolWriteFailed) -> None:
+        self._unwritable = self._clock(), event.reason
+
+    def _spool_writable(self, event: p.SpoolWritable) -> None:
+        self._unwritable = None
 
     def _core_changed(self, address: str, *, connected: bool, reason: str, error: str) -> None:
         self._core.update(address=address, connected=connected, reason=reason, error=error)
@@ -394,3 +413,20 @@ class PollerState:
     @staticmethod
     def _count(counts: dict[str, Any], key: str, by: int = 1) -> None:
         counts[key] = counts.get(key, 0) + by
+
+
+class _Recent:
+    """Counts what happened in the last RECENT_S seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._times: deque[tuple[float, int]] = deque(maxlen=RECENT_DROPS_MAX)
+
+    def add(self, count: int) -> None:
+        self._times.append((self._clock(), count))
+
+    def count(self) -> int:
+        since = self._clock() - RECENT_S
+        while self._times and self._times[0][0] < since:
+            self._times.popleft()
+        return sum(count for _, count in self._times)

@@ -75,6 +75,8 @@ def summary_line(snapshot: ViewSnapshot) -> str:
     parts.append(f"{count(snapshot.core.queue_reports)} queued")
     if snapshot.core.reports_dropped:
         parts.append(f"{count(snapshot.core.reports_dropped)} dropped")
+    if snapshot.core.reports_set_aside:
+        parts.append(f"{count(snapshot.core.reports_set_aside)} set aside")
     if snapshot.supervision.restarts:
         parts.append(plural(snapshot.supervision.restarts, "restart"))
     parts.append(size(snapshot.rss_bytes))
@@ -98,7 +100,8 @@ def final_summary(snapshot: ViewSnapshot) -> str:
             f"latency   p50 {duration(polls.latency_p50_s)}, p99 {duration(polls.latency_p99_s)}",
             f"core      {plural(core.reports_sent, 'report')} accepted"
             f" ({plural(core.statuses_sent, 'status', 'statuses')}, {size(core.bytes_sent)}),"
-            f" {count(core.queue_reports)} waiting, {count(core.reports_dropped)} dropped",
+            f" {count(core.queue_reports)} waiting, {count(core.reports_dropped)} dropped"
+            + (f", {count(core.reports_set_aside)} set aside" if core.reports_set_aside else ""),
             f"faults    {plural(tree.crashes, 'crash', 'crashes')}, {plural(tree.restarts, 'restart')},"
             f" {plural(tree.quarantines, 'quarantine')}, {count(tree.give_ups)} gave up",
             f"process   {size(snapshot.rss_bytes)}, CPU {duration(snapshot.cpu_s)},"
@@ -127,6 +130,11 @@ def _header(snapshot: ViewSnapshot, width: int) -> list[RenderableType]:
                 (f"{count(core.queue_reports)} queued", "yellow" if core.queue_reports else ""),
                 (", ", "dim"),
                 (f"{count(core.reports_dropped)} dropped", "bold red" if core.reports_dropped else ""),
+                *(
+                    ((", ", "dim"), (f"{count(core.reports_set_aside)} set aside", "bold red"))
+                    if core.reports_set_aside
+                    else ()
+                ),
                 *(
                     (("  accepted ", "dim"), duration(core.last_tick_s), (" after tick", "dim"))
                     if core.last_tick_s >= 0
