@@ -285,7 +285,7 @@ class Delivery:
             else:
                 await store.accepted(report.id)
         except SpoolWriteError:
-            return self._store_failed()  # it stays at the front, without any call that is left, and is asked for again
+            return self._store_failed()  # not even owed: it stays at the front without a call, and is asked for again
         if store is self._state.store:
             self._store_failures = 0
         if outgoing is self._outgoing:

@@ -152,6 +152,7 @@ class Sealer:
             "limit_bytes": stats.limit_bytes,
             "free_bytes": stats.free_bytes,
             "in_memory_only": self.fallback.stats().reports,
+            "deletes_owed": stats.owed,
             "writable": stats.writable,
             "full_in_s": round(full_in_s, 1) if math.isfinite(full_in_s) else None,
         }

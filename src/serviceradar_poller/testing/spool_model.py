@@ -94,6 +94,7 @@ class Driver:
         self.model = model or Model()
         self.events: list[Any] = []
         self.errors = 0
+        self.owed: list[str] = []  # of what the spool let go, that which may still stand in its file
         self.folder = folder
         self.settings = SpoolSettings(directory=folder, bytes_max=bytes_max, reserve_bytes=4_096, age_max_s=1_000.0)
         self.vfs = vfs
@@ -106,6 +107,7 @@ class Driver:
     def reopen(self) -> bool:
         """Close, and open what is there with a new engine, as a restart does; say whether it opened."""
         self.attempt(self.engine.close)
+        self.owed.clear()
         self.engine = self.make_engine()
         return self.attempt(self.engine.open)
 
@@ -124,8 +126,20 @@ class Driver:
             return False
         finally:
             self.events += self.engine.take_events()
-            assert self.engine.stats().balanced
+            stats = self.engine.stats()
+            assert stats.balanced
+            if not stats.owed:
+                for text in self.owed:
+                    self.model.gone(text)
+                self.owed.clear()
         return True
+
+    def let_go(self, text: str) -> None:
+        """The spool has let a report go: from its file, or as soon as that can be written."""
+        if self.engine.stats().owed:
+            self.owed.append(text)
+        else:
+            self.model.gone(text)
 
     def seal(self, text: str, *, size: int = 200, change: bool = True, sequence: str = "", at: int = NOW) -> int | None:
         """Seal a report that begins with *text*; return its id, or None where it failed."""
@@ -145,14 +159,14 @@ class Driver:
         if report_id is not None:
             self.model.accepting(text)
             if self.attempt(lambda: self.engine.accepted(report_id)):
-                self.model.gone(text)
+                self.let_go(text)
 
     def aside(self, text: str, report_id: int | None) -> None:
         """Set it aside."""
         if report_id is not None:
             self.model.leaving(text)
             if self.attempt(lambda: self.engine.set_aside(report_id, "refused")):
-                self.model.gone(text)
+                self.let_go(text)
 
     def crowd(self) -> None:
         """Seal a change that has room only where every repeat goes."""

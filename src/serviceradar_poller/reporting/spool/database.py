@@ -28,6 +28,7 @@ from serviceradar_poller.reporting.spool.faults import FAULTS, Fault, reason_of
 from serviceradar_poller.reporting.spool.files import SpoolFiles
 from serviceradar_poller.reporting.spool.ledger import Ledger
 from serviceradar_poller.reporting.spool.model import PositionKey
+from serviceradar_poller.reporting.spool.owed import Deed, move
 
 #: Free pages (4 KiB) from which on space is given back, when as much is free as is used.
 TRIM_PAGES_MIN = 2_048
@@ -45,7 +46,8 @@ class Database:
 
     Attributes:
         events: What happened, in order; the owner takes them.
-        positions: What the database holds of them.
+        positions: What the database holds of them, what is owed included.
+        owed: Reports that are done with, by id, in order, and still stand in the file: it could not be written.
         epoch: Grows when a new file begins: what was being written to the old one is lost.
         last_id, last_body: The greatest ever given, never given again.
     """
@@ -61,6 +63,7 @@ class Database:
     ) -> None:
         self.events: list[PollingEvent] = []
         self.positions: dict[PositionKey, str] = {}
+        self.owed: dict[int, Deed] = {}
         self.epoch = 0
         self.last_id = 0
         self.last_body = 0
@@ -126,8 +129,10 @@ class Database:
                 # A new file while the program runs: it goes on with the positions that it knows.
                 tables.move_positions(con, tuple((*key, value) for key, value in self.positions.items()))
                 found = dict(self.positions)
-        reports, size, fresh = tables.totals(con)
-        oldest = tables.oldest_timestamp(con)
+        for deed in self.owed.values():
+            move(found, deed.moved)
+        reports, size, fresh = self._totals(con)
+        oldest = tables.oldest_timestamp(con, passed=self.owed)
         last_id, last_body = tables.last_ids(con)
         set_aside = tables.aside_totals(con)
         # Nothing fails from here on.
@@ -145,6 +150,15 @@ class Database:
         self.positions = found
         self._loaded = True
         return checked
+
+    def _totals(self, con: apsw.Connection) -> tuple[int, int, int]:
+        """Return the reports, their bytes and their fresh statuses, without those that are done with."""
+        reports, size, fresh = tables.totals(con)
+        for report_id in self.owed:
+            entry = tables.entry(con, report_id)
+            if entry is not None:
+                reports, size, fresh = reports - 1, size - entry.size, fresh - entry.fresh
+        return reports, size, fresh
 
     def _begin_anew(self, error: Fault) -> None:
         """Set a database aside that turned out to be damaged while it was in use, and open a new one."""

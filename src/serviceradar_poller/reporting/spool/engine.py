@@ -7,8 +7,9 @@ reserve is whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import NoReturn, TypeVar
+import contextlib
+from collections.abc import Callable
+from typing import TypeVar
 
 import apsw
 
@@ -16,7 +17,6 @@ from serviceradar_poller.errors import SpoolReadError, SpoolWriteError
 from serviceradar_poller.events.polling import PollingEvent, ReportSetAside
 from serviceradar_poller.reporting.spool import faults, tables
 from serviceradar_poller.reporting.spool.database import Database
-from serviceradar_poller.reporting.spool.faults import FAULTS, Fault
 from serviceradar_poller.reporting.spool.files import SpoolFiles
 from serviceradar_poller.reporting.spool.ledger import DISK_FULL, EXPIRED, FULL, Entry, Ledger, choose, told
 from serviceradar_poller.reporting.spool.model import (
@@ -28,10 +28,10 @@ from serviceradar_poller.reporting.spool.model import (
     SpoolStats,
     StoredReport,
 )
+from serviceradar_poller.reporting.spool.owed import Deed, Moved, move
+from serviceradar_poller.reporting.spool.transactions import Transactions
 
 T = TypeVar("T")
-Moved = tuple[tuple[str, str, str], ...]
-
 
 #: Rounds of deleting and giving back that make room for a report: the log's own file is part of what is missing, and
 #: how much of it comes back shows afterwards.
@@ -64,6 +64,7 @@ class Engine:
         self._files = files or SpoolFiles(settings.directory, reserve_bytes=settings.reserve_bytes)
         self._ledger = Ledger(limit_bytes=settings.bytes_max)
         self._database = Database(self._files, self._ledger, wall=wall, monotonic=monotonic, vfs=vfs)
+        self._transactions = Transactions(settings, self._files, self._ledger, self._database)
         self._busy: int | None = None
         self._made_room = False  # for the next seal, at the cost of others
         self._moved: list[tuple[str, str, str]] = []
@@ -76,6 +77,8 @@ class Engine:
 
     def close(self) -> None:
         """Close; may be called twice."""
+        with contextlib.suppress(SpoolWriteError):
+            self._transactions.settle()
         self._database.close()
         self._files.close()
 
@@ -97,20 +100,20 @@ class Engine:
 
     def head(self) -> StoredReport | None:
         """Return the oldest report and spare it from now on."""
-        found = self._read(tables.head, lost=None)
+        found = self._transactions.head()
         self._busy = None if found is None else found.id
         return found
 
     def second(self) -> StoredReport | None:
         """Return the oldest report but one and spare it from now on."""
-        found = self._read(lambda con: tables.head(con, skip=1), lost=None)
+        found = self._transactions.head(skip=1)
         if found is not None:
             self._busy = found.id
         return found
 
     def part(self, report_id: int, call_index: int, part_index: int) -> bytes:
         """Return one part."""
-        found = self._read(lambda con: tables.part(con, report_id, call_index, part_index), lost=None)
+        found = self._transactions.read(lambda con: tables.part(con, report_id, call_index, part_index), lost=None)
         if found is None:
             raise SpoolReadError(reason="gone", detail=f"there is no part {call_index}.{part_index} of {report_id}")
         data, whole = found
@@ -120,53 +123,33 @@ class Engine:
 
     def call_accepted(self, report_id: int, call_index: int) -> None:
         """Remember that core has a call."""
-        self._write(lambda con: tables.mark_call(con, report_id, call_index), frees=True)
+        self._transactions.write(lambda con: tables.mark_call(con, report_id, call_index), frees=True)
 
     def accepted(self, report_id: int) -> None:
-        """Delete a report and move its positions."""
-
-        def delete(con: apsw.Connection) -> tuple[Entry | None, Moved, int | None]:
-            entry = tables.entry(con, report_id)
-            if entry is None:
-                return None, (), None
-            moved = tables.positions_of(con, report_id)
-            tables.delete_report(con, report_id)
-            tables.move_positions(con, moved)
-            surplus = len(self._database.positions.keys() | {each[:2] for each in moved}) - tables.POSITIONS_MAX
-            if moved and surplus > 0:
-                tables.trim_positions(con, surplus)
-            return entry, moved, tables.oldest_timestamp(con)
-
-        entry, moved, oldest = self._write(delete, frees=True)
+        """Delete a report and move its positions; what can't be written is owed."""
+        moved = self._transactions.find(lambda con: tables.positions_of(con, report_id), report_id)
+        left = None if moved is None else self._transactions.part_with(report_id, Deed(moved=moved))
         self._release(report_id)
-        if entry is not None:
-            self._ledger.accept(entry, oldest)
+        if moved is not None and left is not None:
+            self._ledger.accept(*left)
             move(self._database.positions, moved)
             self._moved += moved
 
     def failed(self, report_id: int) -> int:
         """Count a failed attempt and return how many there were."""
         self._release(report_id)
-        return self._write(lambda con: tables.count_attempt(con, report_id), frees=True)
+        return self._transactions.write(lambda con: tables.count_attempt(con, report_id), frees=True)
 
     def set_aside(self, report_id: int, reason: str, *, rejected: int | None = None) -> None:
-        """Move a report out of the way."""
-
-        def move_aside(con: apsw.Connection) -> tuple[Entry | None, int | None, tuple[int, int]]:
-            entry = tables.entry(con, report_id)
-            if entry is None:
-                return None, None, (0, 0)
-            tables.move_aside(con, report_id, reason, self._wall())
-            kept = tables.trim_aside(
-                con, count_max=self._settings.set_aside_max, bytes_max=self._settings.set_aside_bytes_max
-            )
-            return entry, tables.oldest_timestamp(con), kept
-
-        entry, oldest, kept = self._write(move_aside, frees=True)
+        """Move a report out of the way; what can't be written is owed."""
+        found = self._transactions.find(lambda con: True, report_id)
+        left = (
+            None if found is None else self._transactions.part_with(report_id, Deed(reason=reason, wall_s=self._wall()))
+        )
         self._release(report_id)
-        if entry is not None:
+        if left is not None:
+            entry, oldest = left
             count = self._ledger.reject(entry, oldest, rejected)
-            self._ledger.set_aside, self._ledger.set_aside_size = kept
             self._database.events.append(
                 ReportSetAside(kind=entry.kind, statuses=count, reason=reason, report_id=report_id)
             )
@@ -187,7 +170,7 @@ class Engine:
                     tables.delete_report(con, entry.id)
                 return old, tables.oldest_timestamp(con)
 
-            old, oldest = self._write(delete, frees=True)
+            old, oldest = self._transactions.write(delete, frees=True)
             each = self._gave_up(old, oldest, EXPIRED)
             gone = Gone(reports=gone.reports + each.reports, fresh=gone.fresh + each.fresh)
             if len(old) < tables.EXPIRE_BATCH:
@@ -205,7 +188,7 @@ class Engine:
             gone = Gone(reports=gone.reports + each.reports, fresh=gone.fresh + each.fresh)
             if not each.reports:
                 break
-        self._made_room = gone.reports > 0
+        self._transactions.made_room = gone.reports > 0
         return gone
 
     def _give_way(self, missing: int) -> Gone:
@@ -219,7 +202,7 @@ class Engine:
                 tables.delete_report(con, entry.id)
             return victims or [], tables.oldest_timestamp(con)
 
-        victims, oldest = self._write(delete, frees=True)
+        victims, oldest = self._transactions.write(delete, frees=True)
         self._database.run_short()
         # Pages that are free within the file are no room for anybody: step by step, until they are with the disk.
         while victims and self._database.maintain():
@@ -235,7 +218,7 @@ class Engine:
                 tables.delete_report(con, report_id)
             return entry, tables.oldest_timestamp(con), tables.delete_aside(con, report_id)
 
-        entry, oldest, aside = self._write(delete, frees=True)
+        entry, oldest, aside = self._transactions.write(delete, frees=True)
         if entry is not None:
             self._gave_up([entry], oldest, "operator")
         return entry is not None or aside
@@ -246,7 +229,7 @@ class Engine:
         """Make a place for a result; return its body and epoch."""
         body = self._next_body()
         self._need_space(0)
-        self._write(lambda con: tables.insert_body(con, body), frees=False)
+        self._transactions.write(lambda con: tables.insert_body(con, body), frees=False)
         return body, self._database.epoch
 
     def add(self, body: int, epoch: int, index: int, part: bytes, meta: NewReport) -> None:
@@ -260,7 +243,7 @@ class Engine:
             tables.insert_part(con, body, 0, index, part)
             return victims, tables.oldest_timestamp(con)
 
-        victims, oldest = self._write(store, frees=False)
+        victims, oldest = self._transactions.write(store, frees=False)
         self._gave_up(victims, oldest, FULL)
         self._ledger.writing += len(part)
 
@@ -282,7 +265,7 @@ class Engine:
         if epoch == self._database.epoch:
             self._ledger.writing -= size
             try:
-                self._write(lambda con: tables.delete_body(con, body), frees=True)
+                self._transactions.write(lambda con: tables.delete_body(con, body), frees=True)
             except SpoolWriteError:
                 return  # counted and told
 
@@ -290,7 +273,9 @@ class Engine:
 
     def stats(self) -> SpoolStats:
         """Return the figures."""
-        return self._ledger.stats(free_bytes=self._files.free_bytes(), file_bytes=self._files.file_bytes())
+        return self._ledger.stats(
+            free_bytes=self._files.free_bytes(), file_bytes=self._files.file_bytes(), owed=len(self._database.owed)
+        )
 
     def positions(self) -> dict[PositionKey, str]:
         """Return all positions."""
@@ -329,7 +314,7 @@ class Engine:
             entry, victims = store(con)
             return entry, victims, tables.oldest_timestamp(con)
 
-        entry, victims, oldest = self._write(stored, frees=False)
+        entry, victims, oldest = self._transactions.write(stored, frees=False)
         self._gave_up(victims, oldest, FULL)
         self._ledger.enter(entry, took_s=self._monotonic() - began_s)
         return entry.id
@@ -385,50 +370,6 @@ class Engine:
         need = 2 * size + self._database.log_bytes
         return need - free if whole else max(need + self._files.reserve_bytes - free, 1)
 
-    def _write(self, action: Callable[[apsw.Connection], T], *, frees: bool) -> T:
-        """Run *action* in a transaction; with *frees* the reserve is given up where the disk is full."""
-        try:
-            value = self._attempt(action)
-        except FAULTS as error:
-            reason = self._database.failed(error)
-            again = reason == faults.CORRUPT or (reason == faults.DISK_FULL and frees and self._files.release())
-            if not again:
-                self._raise(reason, error)
-            try:
-                value = self._attempt(action)
-            except FAULTS as second:
-                self._raise(self._database.failed(second), second)
-        database = self._database
-        if frees:
-            database.freed()
-            database.note_success(sealed=False)
-        elif self._made_room:
-            self._made_room = False  # the disk is as full as it was
-        else:
-            database.stored()
-            database.note_success(sealed=True)
-        return value
-
-    def _attempt(self, action: Callable[[apsw.Connection], T]) -> T:
-        with self._database.transaction() as con:
-            return action(con)
-
-    def _raise(self, reason: str, error: Fault) -> NoReturn:
-        self._database.note_failure(reason, error)
-        raise SpoolWriteError(reason=reason, detail=str(error)) from error
-
-    def _read(self, action: Callable[[apsw.Connection], T], *, lost: T) -> T:
-        """Run *action*; *lost* is the answer of a new file where the old one turns out to be damaged."""
-        try:
-            return action(self._database.read())
-        except FAULTS as error:
-            reason = self._database.failed(error)
-            if reason == faults.CORRUPT:
-                return lost
-            raise SpoolReadError(reason=reason, detail=str(error)) from error
-        except SpoolWriteError as error:
-            raise SpoolReadError(reason=error.reason, detail=error.detail) from error
-
     def _check_epoch(self, epoch: int) -> None:
         if epoch != self._database.epoch:
             raise SpoolWriteError(reason="lost", detail="the spool's file was replaced while the result was written")
@@ -440,12 +381,3 @@ class Engine:
     def _release(self, report_id: int) -> None:
         if self._busy == report_id:
             self._busy = None
-
-
-def move(positions: dict[PositionKey, str], moved: Iterable[tuple[str, str, str]]) -> None:
-    """Move *positions*; the ones that have not moved for longest go beyond POSITIONS_MAX."""
-    for agent, key, sequence in moved:
-        positions.pop((agent, key), None)
-        positions[agent, key] = sequence
-    while len(positions) > tables.POSITIONS_MAX:
-        del positions[next(iter(positions))]

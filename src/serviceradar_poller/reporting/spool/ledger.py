@@ -110,7 +110,7 @@ class Ledger:
         self.oldest = None
         return gone
 
-    def stats(self, *, free_bytes: int = -1, file_bytes: int = 0) -> SpoolStats:
+    def stats(self, *, free_bytes: int = -1, file_bytes: int = 0, owed: int = 0) -> SpoolStats:
         """Return the figures as they are now."""
         return SpoolStats(
             reports=self.reports,
@@ -131,6 +131,7 @@ class Ledger:
             limit_bytes=self.limit_bytes,
             free_bytes=free_bytes,
             file_bytes=file_bytes,
+            owed=owed,
             seals=self.seals,
             seal_latency_s=self.seal_s,
             seal_latency_s_max=self.seal_s_max,

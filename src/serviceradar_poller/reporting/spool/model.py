@@ -149,6 +149,8 @@ class SpoolStats:
         set_aside, set_aside_bytes: Reports kept for the operator.
         free_bytes: Of the file system; -1 where there is none or it can't be asked.
         file_bytes: What the spool's files take, the reserve included.
+        owed: Reports that are done with and still stand in the file because it can't be written: counted where they
+            belong, and deleted before anything else is written.
         seals, seal_latency_s, seal_latency_s_max: Successful ones, the last one's and the longest time they took.
         fsyncs: By what SQLite does: one for a commit, two for folding the log back.
         writable: The last attempt to write succeeded.
@@ -172,6 +174,7 @@ class SpoolStats:
     limit_bytes: int = 0
     free_bytes: int = -1
     file_bytes: int = 0
+    owed: int = 0
     seals: int = 0
     seal_latency_s: float = 0.0
     seal_latency_s_max: float = 0.0
@@ -264,8 +267,11 @@ class ReportStore(Protocol):
         """
         Delete a report and move its positions, both or neither; nothing happens where it is gone.
 
+        Where that can't be written it is owed: the report is not given again and counts as accepted, its positions
+        have moved for this process, and both is done on disk before anything else is written there.
+
         Raises:
-            SpoolWriteError: It is still there; ask again.
+            SpoolWriteError: It can't be owed either; ask again.
         """
         ...
 
@@ -276,6 +282,8 @@ class ReportStore(Protocol):
     async def set_aside(self, report_id: int, reason: str, *, rejected: int | None = None) -> None:
         """
         Keep a report that core will never take for the operator, out of the way of the others; positions stay.
+
+        Owed where it can't be written, as accepted() is.
 
         Args:
             rejected: How many of its fresh statuses core did not take, where it took the others; None: all of them.

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from serviceradar_poller.env import Emit, Event
 from serviceradar_poller.errors import SpoolReadError, SpoolWriteError
-from serviceradar_poller.reporting.spool.engine import Engine, Moved, move
+from serviceradar_poller.reporting.spool.engine import Engine
 from serviceradar_poller.reporting.spool.model import (
     CallKind,
     Gone,
@@ -30,6 +30,7 @@ from serviceradar_poller.reporting.spool.model import (
     SpoolStats,
     StoredReport,
 )
+from serviceradar_poller.reporting.spool.owed import Moved, move
 
 T = TypeVar("T")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import apsw
@@ -101,22 +101,33 @@ def oldest_first(con: apsw.Connection, *, spared: int | None) -> Iterator[Entry]
         yield Entry(*row)
 
 
-def oldest_timestamp(con: apsw.Connection) -> int | None:
-    """Return the timestamp of the head."""
-    row = con.execute("SELECT timestamp FROM reports ORDER BY id LIMIT 1").fetchone()
-    return None if row is None else int(row[0])
+def oldest_timestamp(con: apsw.Connection, *, passed: Container[int] = ()) -> int | None:
+    """Return the timestamp of the head; those that were *passed* don't count."""
+    for report_id, timestamp in con.execute("SELECT id, timestamp FROM reports ORDER BY id"):
+        if report_id not in passed:
+            return int(timestamp)
+    return None
 
 
-def head(con: apsw.Connection, *, skip: int = 0) -> StoredReport | None:
-    """Return the oldest report, after *skip* others, with the calls that core does not have yet."""
-    row = con.execute(
-        "SELECT id, kind, timestamp, changed, fresh, size, attempts, sealed_wall_s, calls, accepted"
-        " FROM reports ORDER BY id LIMIT 1 OFFSET ?",
-        (skip,),
-    ).fetchone()
-    if row is None:
-        return None
-    report_id, kind, timestamp, changed, fresh, size, attempts, wall_s, calls, accepted = row
+def head(con: apsw.Connection, *, skip: int = 0, passed: Container[int] = ()) -> StoredReport | None:
+    """Return the oldest report that was not *passed*, after *skip* others, with the calls that core does not have."""
+    for (report_id,) in con.execute("SELECT id FROM reports ORDER BY id"):
+        if report_id in passed:
+            continue
+        if not skip:
+            return _stored(con, report_id)
+        skip -= 1
+    return None
+
+
+def _stored(con: apsw.Connection, report_id: int) -> StoredReport:
+    kind, timestamp, changed, fresh, size, attempts, wall_s, calls, accepted = _row(
+        con.execute(
+            "SELECT kind, timestamp, changed, fresh, size, attempts, sealed_wall_s, calls, accepted"
+            " FROM reports WHERE id = ?",
+            (report_id,),
+        )
+    )
     done = set(decode_indexes(accepted))
     return StoredReport(
         id=report_id,
@@ -175,9 +186,14 @@ def move_positions(con: apsw.Connection, moved: tuple[tuple[str, str, str], ...]
         con.execute("INSERT OR REPLACE INTO positions (agent, key, sequence) VALUES (?, ?, ?)", position)
 
 
-def trim_positions(con: apsw.Connection, count: int) -> None:
-    """Forget the *count* positions that have not moved for longest."""
-    con.execute("DELETE FROM positions WHERE rowid IN (SELECT rowid FROM positions ORDER BY rowid LIMIT ?)", (count,))
+def trim_positions(con: apsw.Connection) -> None:
+    """Forget the positions beyond POSITIONS_MAX that have not moved for longest."""
+    (count,) = _row(con.execute("SELECT count(*) FROM positions"))
+    if count > POSITIONS_MAX:
+        con.execute(
+            "DELETE FROM positions WHERE rowid IN (SELECT rowid FROM positions ORDER BY rowid LIMIT ?)",
+            (count - POSITIONS_MAX,),
+        )
 
 
 def positions(con: apsw.Connection) -> dict[PositionKey, str]:
