@@ -32,7 +32,8 @@ CONFIG = {"reporting": {"call_timeout": "1s"}}
 TROUBLE_S = 5.0
 DAY_S = 86_400
 BACKLOG = 600
-TOO_OLD = 60
+#: Reports of a clock that had not been set.
+ASTRAY = 30
 
 
 def linger() -> None:
@@ -172,22 +173,23 @@ def seed(state_dir: Path, times: list[int]) -> None:
 
 
 def test_a_backlog_of_three_days_is_replayed_in_order_and_at_a_bounded_rate(site: MakeSite) -> None:
-    """Too old is given up and counted; the rest comes oldest first, the newest soon after, and no check is late."""
+    """It comes as it was sealed, whatever clocks said then, the newest soon after, and no check is late."""
     made = site(5, config=CONFIG)
     made.await_reports(2)
     assert made.poller.stop() == 0  # nothing of its own waits in the spool
     now = int(SystemClock().wall())
     step = 3 * DAY_S // BACKLOG
-    times = [now - 3 * DAY_S + 60 + step * number for number in range(BACKLOG)]
-    seed(made.directory / "state", [now - 4 * DAY_S + number for number in range(TOO_OLD)] + times)
+    times = [*range(1, ASTRAY + 1)]  # of 1970
+    times += [now - 3 * DAY_S + 60 + step * number for number in range(BACKLOG)]
+    seed(made.directory / "state", times)
     begin = made.next_report()
     http_port = int(made.poller.url.rsplit(":", 1)[1])
     made.poller = PollerProcess(made.poller.config_file, http_port=http_port)
     try:
         made.poller.ready()
         accounts = settled(made, timeout_s=90.0)
-        assert accounts["expired"] == TOO_OLD
-        assert accounts["polled"] + accounts["recovered"] == accounts["delivered"] + accounts["expired"]
+        assert accounts["expired"] == 0
+        assert accounts["polled"] + accounts["recovered"] == accounts["delivered"]
         reports = [each for each in made.core.reports(begin, services=False) if each["transport"] == "unary"]
         arrived = [each["timestamp"] for each in reports]
         assert arrived == sorted(arrived)

@@ -208,12 +208,11 @@ class CoreReporter(Actor[Message]):
         if now_s < self._expire_s:
             return
         self._expire_s = now_s + EXPIRE_INTERVAL_S
-        wall_s = self._env.clock.wall()
         try:
-            await self._state.store.expire(wall_s)
+            await self._state.store.expire(now_s)
         except SpoolWriteError:
             pass  # counted and told by the store; another time
-        await self._state.sealer.fallback.expire(wall_s)
+        await self._state.sealer.fallback.expire(now_s)
 
     # -- out: sealed reports to core
 

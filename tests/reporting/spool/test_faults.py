@@ -22,7 +22,6 @@ from serviceradar_poller.reporting.spool.files import DATABASE, FOLDER
 from serviceradar_poller.reporting.spool.inspect import look
 from serviceradar_poller.testing.faultfs import Fault, FaultFs
 from serviceradar_poller.testing.spool_model import BYTES_MAX_SMALL, Driver, Model
-from serviceradar_poller.testing.spools import NOW
 
 
 def script(driver: Driver) -> None:
@@ -30,9 +29,10 @@ def script(driver: Driver) -> None:
     engine = driver.engine
     if not driver.attempt(engine.open):
         return
-    old = driver.seal("old", at=NOW - 5_000)
+    old = driver.seal("old")
+    driver.attempt(lambda: engine.expire(0.0))
     if old is not None:
-        driver.lose(["old"], lambda: engine.expire(float(NOW)))
+        driver.lose(["old"], lambda: engine.expire(1_000.0))
     a = driver.seal("a", sequence="1")
     b = driver.seal("b", sequence="2")
     c = driver.seal("c")
@@ -47,7 +47,7 @@ def script(driver: Driver) -> None:
     driver.result("off", end="abandon")
     driver.aside("c", c)
     driver.attempt(engine.maintain)
-    driver.attempt(lambda: engine.expire(float(NOW)))
+    driver.attempt(lambda: engine.expire(1_000.0))
     driver.seal("d", size=12_000)
     driver.attempt(engine.second)
     driver.accept("b", b)

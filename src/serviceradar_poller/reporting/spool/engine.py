@@ -15,6 +15,7 @@ import apsw
 
 from serviceradar_poller.errors import SpoolReadError, SpoolWriteError
 from serviceradar_poller.events.polling import PollingEvent, ReportSetAside
+from serviceradar_poller.logic.waiting import Mark, look
 from serviceradar_poller.reporting.spool import faults, tables
 from serviceradar_poller.reporting.spool.database import Database
 from serviceradar_poller.reporting.spool.files import SpoolFiles
@@ -66,7 +67,7 @@ class Engine:
         self._database = Database(self._files, self._ledger, wall=wall, monotonic=monotonic, vfs=vfs)
         self._transactions = Transactions(settings, self._files, self._ledger, self._database)
         self._busy: int | None = None
-        self._made_room = False  # for the next seal, at the cost of others
+        self._marks: tuple[Mark, ...] = ()
         self._moved: list[tuple[str, str, str]] = []
 
     def open(self) -> None:
@@ -154,18 +155,17 @@ class Engine:
                 ReportSetAside(kind=entry.kind, statuses=count, reason=reason, report_id=report_id)
             )
 
-    def expire(self, now: float) -> Gone:
-        """Give up what is older than the bound."""
-        limit = now - self._settings.age_max_s
+    def expire(self, now_s: float) -> Gone:
+        """Give up what has waited for longer than the bound; do what is owed, too."""
+        self._marks, too_old = look(
+            self._marks, now_s=now_s, last_id=self._database.last_id, age_max_s=self._settings.age_max_s
+        )
+        self._transactions.settle()
         gone = Gone()
-        while self._ledger.oldest is not None:
+        while too_old is not None and self._ledger.oldest is not None:
 
-            def delete(con: apsw.Connection) -> tuple[list[Entry], int | None]:
-                old: list[Entry] = []
-                for entry in tables.oldest_first(con, spared=self._busy):
-                    if entry.timestamp >= limit:
-                        break
-                    old.append(entry)
+            def delete(con: apsw.Connection, too_old: int = too_old) -> tuple[list[Entry], int | None]:
+                old = [entry for entry in tables.oldest_first(con, spared=self._busy) if entry.id <= too_old]
                 for entry in old:
                     tables.delete_report(con, entry.id)
                 return old, tables.oldest_timestamp(con)

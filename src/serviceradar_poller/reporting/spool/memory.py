@@ -10,6 +10,7 @@ from types import MappingProxyType
 from serviceradar_poller.env import Emit
 from serviceradar_poller.errors import SpoolReadError, SpoolWriteError
 from serviceradar_poller.events.polling import ReportSetAside
+from serviceradar_poller.logic.waiting import Mark, look
 from serviceradar_poller.reporting.spool.ledger import EXPIRED, FULL, Entry, Ledger, choose, told
 from serviceradar_poller.reporting.spool.model import (
     Gone,
@@ -52,6 +53,7 @@ class MemoryStore:
         self._positions: dict[PositionKey, str] = {}
         self._last_id = 0
         self._busy: int | None = None
+        self._marks: tuple[Mark, ...] = ()
         self._closed = False
 
     async def seal(self, report: NewReport) -> int:
@@ -140,16 +142,13 @@ class MemoryStore:
         self._check()
         return Gone()
 
-    async def expire(self, now: float) -> Gone:
-        """Give up what is too old."""
+    async def expire(self, now_s: float) -> Gone:
+        """Give up what has waited for too long."""
         self._check()
-        gone: list[Entry] = []
-        for report_id, held in self._reports.items():
-            if report_id == self._busy:
-                continue
-            if held.entry.timestamp >= now - self._settings.age_max_s:
-                break
-            gone.append(held.entry)
+        self._marks, too_old = look(self._marks, now_s=now_s, last_id=self._last_id, age_max_s=self._settings.age_max_s)
+        if too_old is None:
+            return Gone()
+        gone = [held.entry for each, held in self._reports.items() if each <= too_old and each != self._busy]
         return self._give_up(gone, EXPIRED)
 
     def positions(self) -> Mapping[PositionKey, str]:

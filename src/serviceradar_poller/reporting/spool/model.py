@@ -34,7 +34,8 @@ class SpoolSettings:
         directory: Exists and can be written; the spool makes a folder of its own in it.
         bytes_max: Payload of all reports, those being written included, set-aside ones apart.
         reports_max: However small they are: a report a second for eleven days.
-        age_max_s: Older reports are given up; by their own timestamp.
+        age_max_s: Reports that have waited for longer are given up: since they were sealed, or since the start that
+            found them. Their timestamps are not asked, for clocks are set.
         reserve_bytes: Held back on the disk so that deletes work when it is full. Deleting a gigabyte writes some
             2.5 MiB, and folding the log back takes as much as the log may hold.
         set_aside_max, set_aside_bytes_max: Reports kept for the operator; the oldest goes.
@@ -306,8 +307,12 @@ class ReportStore(Protocol):
         """
         ...
 
-    async def expire(self, now: float) -> Gone:
-        """Give up what is older than the bound at *now*, unix seconds."""
+    async def expire(self, now_s: float) -> Gone:
+        """
+        Give up what has waited for longer than the bound at *now_s*, monotonic seconds.
+
+        To be called now and then, from the start on: a report has waited since the first call that found it there.
+        """
         ...
 
     def positions(self) -> Mapping[PositionKey, str]:

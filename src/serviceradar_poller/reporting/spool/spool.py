@@ -178,9 +178,9 @@ class Spool:
         """Give up the oldest repeats so that a report of *size* bytes can be sealed on a full disk."""
         return await self._run(lambda engine: engine.make_room(size))
 
-    async def expire(self, now: float) -> Gone:
-        """Give up what is older than the bound at *now*, unix seconds."""
-        return await self._run(lambda engine: engine.expire(now))
+    async def expire(self, now_s: float) -> Gone:
+        """Give up what has waited for longer than the bound at *now_s*, monotonic seconds."""
+        return await self._run(lambda engine: engine.expire(now_s))
 
     def positions(self) -> Mapping[PositionKey, str]:
         """Return where each results check goes on; a live view."""
