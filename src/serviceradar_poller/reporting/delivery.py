@@ -179,7 +179,7 @@ class Delivery:
                 wait_s = await self._finish(outgoing, took_s=duration_s)
             elif index is not None:
                 await self._note_call(outgoing, index)
-            await self._judge_suspect(outgoing)
+            self._judge_suspect(outgoing)
         self._env.emit(
             ReportSent(
                 kind="register" if call.registers else report.kind,
@@ -201,12 +201,11 @@ class Delivery:
         except SpoolWriteError:
             return  # counted and told by the store; this process knows it all the same
 
-    async def _judge_suspect(self, outgoing: Outgoing) -> None:
-        """Core took the report behind a doubtful one: the fault is that one's."""
+    def _judge_suspect(self, outgoing: Outgoing) -> None:
+        """Core took the report behind a doubtful one: that one's fault, unless core was mended in between."""
         detour, self._detour = self._detour, None
-        suspect = self._outgoing
-        if detour is outgoing and suspect is not None and suspect.front() is not None:
-            await self._give_up(suspect, "refused")
+        if detour is outgoing and self._outgoing is not None:
+            self._outgoing.last_chance = True
 
     async def _failed(self, outgoing: Outgoing, call: EncodedCall, error: CallError) -> float:
         state = self._state
@@ -215,10 +214,10 @@ class Delivery:
         refusal = judge(error, stream=call.kind == "stream")
         if error.unreachable:
             state.registered = False
-        if refusal is not Refusal.FINAL and state.lost_s is None:
+        given_up = self._is_hopeless(outgoing, call, refusal)
+        if refusal is not Refusal.FINAL and not given_up and state.lost_s is None:
             state.lost_s = self._env.clock.monotonic()
             self._env.emit(CoreLost(address=self._settings.core_address, reason=error.reason, error=error.detail))
-        given_up = refusal is Refusal.FINAL and outgoing.attempts >= REFUSALS_MAX
         wait_s = 0.0 if given_up else delay_s(CORE_BACKOFF, outgoing.attempts - 1, self._env.rng.random())
         self._env.emit(
             ReportFailed(
@@ -248,6 +247,18 @@ class Delivery:
             refusal = Refusal.DOUBTFUL  # it can't be made smaller: core is busy, or never takes it
         await self._choose_detour(outgoing, refusal)
         return wait_s
+
+    @staticmethod
+    def _is_hopeless(outgoing: Outgoing, call: EncodedCall, refusal: Refusal) -> bool:
+        """Tell whether core never takes *call*, which it did not take this time; a last chance is over by that."""
+        last_chance = outgoing.last_chance and not call.registers
+        if last_chance:
+            outgoing.last_chance = False
+        if refusal is Refusal.TOO_LARGE and (call.kind != "unary" or call.status_count <= 1):
+            refusal = Refusal.DOUBTFUL  # it can't be made smaller
+        if last_chance and refusal is Refusal.DOUBTFUL:
+            return True
+        return refusal is Refusal.FINAL and outgoing.attempts >= REFUSALS_MAX
 
     async def _count_attempt(self, outgoing: Outgoing) -> None:
         try:

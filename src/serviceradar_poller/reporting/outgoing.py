@@ -72,6 +72,7 @@ class Outgoing:
     Attributes:
         attempts: Failed attempts to send the call at the front; timeouts: those that ran into their deadline.
         refused: Statuses of calls that core will never take; refusal: why.
+        last_chance: Core took the report behind this one: what it does with the call at the front decides.
     """
 
     def __init__(self, store: ReportStore, report: StoredReport) -> None:
@@ -81,6 +82,7 @@ class Outgoing:
         self.timeouts = 0
         self.refused = 0
         self.refusal = ""
+        self.last_chance = False
         self._done: set[int] = set()
         self._pieces: tuple[NewCall, ...] = ()  # what is left of the front call, which was too large
         self._whole = True  # no piece of it was refused
@@ -115,6 +117,7 @@ class Outgoing:
     def take(self) -> int | None:
         """Core has the call at the front; return the index of the stored call that it has all of by that."""
         self.attempts = self.timeouts = 0
+        self.last_chance = False
         return self._next()
 
     def refuse(self, reason: str) -> None:
