@@ -18,7 +18,7 @@ from serviceradar_poller.logic.calls import register_call
 from serviceradar_poller.logic.delivery import Refusal, judge
 from serviceradar_poller.reporting.link import CoreLink
 from serviceradar_poller.reporting.outgoing import EncodedCall, Outgoing, encode_call, from_memory
-from serviceradar_poller.reporting.spool import StoredReport
+from serviceradar_poller.reporting.spool import ReportStore, StoredReport
 from serviceradar_poller.reporting.state import ReporterSettings, ReportingState
 from serviceradar_poller.wire.codec import status_size
 
@@ -67,20 +67,26 @@ class Delivery:
         self._outgoing: Outgoing | None = None
         self._detour: Outgoing | None = None  # sent out of turn, to tell core's fault from its forerunner's
         self._store_failures = 0  # in a row
+        self._replay_s = 1.0 / REPLAY_REPORTS_PER_S_MAX  # from one report of a backlog to the next
 
-    async def attempt(self, *, until_s: float | None = None) -> Attempt:
+    def hurry(self) -> None:
+        """From now on a backlog goes as fast as core takes it: the time of a stop is short."""
+        self._replay_s = 0.0
+
+    async def attempt(self, *, until_s: float | None = None, memory_only: bool = False) -> Attempt:
         """
         Make the next call.
 
         Args:
             until_s: Monotonic seconds by which it ends whatever comes of it.
+            memory_only: Of the reports that the process's end would take along.
         """
         clock = self._env.clock
         outgoing: Outgoing | None = None
         call: EncodedCall | None = None
         begin_s = clock.monotonic()
         try:
-            outgoing = await self._next()
+            outgoing = await (self._next_in_memory() if memory_only else self._next())
             call = self._call(outgoing) if outgoing is not None else None
             if outgoing is None or call is None:
                 return Attempt(outgoing=outgoing)
@@ -118,13 +124,20 @@ class Delivery:
     async def _next(self) -> Outgoing | None:
         if self._detour is not None:
             return self._detour
-        store, fallback = self._state.store, self._state.sealer.fallback
+        sealer = self._state.sealer
         head = await self._stored()
-        source = store
-        if fallback.stats().reports:
-            kept = await fallback.head()
-            if kept is not None and (head is None or kept.sealed_wall_s < head.sealed_wall_s):
-                head, source = kept, fallback
+        if sealer.fallback.stats().reports:
+            kept = await sealer.fallback.head()
+            if kept is not None and (head is None or sealer.is_older(kept, head)):
+                return self._take_up(sealer.fallback, kept)
+        return self._take_up(self._state.store, head)
+
+    async def _next_in_memory(self) -> Outgoing | None:
+        self._detour = None
+        fallback = self._state.sealer.fallback
+        return self._take_up(fallback, await fallback.head())
+
+    def _take_up(self, source: ReportStore, head: StoredReport | None) -> Outgoing | None:
         if head is None:
             self._outgoing = None
         elif self._outgoing is None or not self._outgoing.is_of(source, head):
@@ -301,7 +314,7 @@ class Delivery:
             self._store_failures = 0
         if outgoing is self._outgoing:
             self._outgoing = None
-        return max(1.0 / REPLAY_REPORTS_PER_S_MAX - took_s, 0.0) if self._state.sealer.reports else 0.0
+        return max(self._replay_s - took_s, 0.0) if self._state.sealer.reports else 0.0
 
     async def _unread(self, outgoing: Outgoing | None, error: SpoolReadError) -> float:
         self._detour = None

@@ -11,6 +11,7 @@ What must outlive a crash of this actor (inbox, book, sealer, store) stands in R
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from serviceradar_poller.env import Env
@@ -33,6 +34,8 @@ DRAIN_INTERVAL_S = 0.05
 TIMER_S_MIN = 0.001
 #: New certificates that could not be used are tried again after this time.
 RENEWAL_RETRY_S = 60.0
+#: Of the time for the last reports of a stop: for those that are in memory only, where some are.
+MEMORY_SHARE = 0.5
 #: Reports that have grown too old are looked for this often.
 EXPIRE_INTERVAL_S = 60.0
 
@@ -254,11 +257,23 @@ class CoreReporter(Actor[Message]):
             await asyncio.wait({sending}, timeout=self._settings.flush_timeout_s)
             if sending.done() and not sending.cancelled():
                 await self._delivery.settle(sending.result())
-        while self._state.sealer.reports:
-            if self._env.clock.monotonic() >= until_s:
-                return
-            attempt = await self._delivery.attempt(until_s=until_s)
-            await self._delivery.settle(attempt)
-            if attempt.error is not None or attempt.unread is not None:
-                rest_s = until_s - self._env.clock.monotonic()
-                await asyncio.sleep(min(CORE_BACKOFF.min_s, max(rest_s, 0.0)))
+        # Oldest first, for as long as that leaves time for what would end with the process; then that alone: the rest
+        # is on disk and goes after the next start, and core's view does not end on something older.
+        self._delivery.hurry()
+        in_memory = self._state.sealer.fallback.stats
+        half_s = until_s - self._settings.flush_timeout_s * MEMORY_SHARE
+        await self._send_all(lambda: half_s if in_memory().reports else until_s, lambda: self._state.sealer.reports)
+        await self._send_all(lambda: until_s, lambda: in_memory().reports, memory_only=True)
+
+    async def _send_all(
+        self, until_s: Callable[[], float], waiting: Callable[[], int], *, memory_only: bool = False
+    ) -> None:
+        """Send what waits until there is nothing left, or no time."""
+        clock = self._env.clock
+        while waiting() and clock.monotonic() < until_s():
+            attempt = await self._delivery.attempt(until_s=until_s(), memory_only=memory_only)
+            wait_s = await self._delivery.settle(attempt)
+            if attempt.outgoing is None:
+                wait_s = CORE_BACKOFF.min_s  # what waits is being moved
+            # No longer than that: core may be back any moment, and there is little time.
+            await asyncio.sleep(max(min(wait_s, CORE_BACKOFF.min_s, until_s() - clock.monotonic()), 0.0))

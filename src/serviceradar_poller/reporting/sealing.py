@@ -27,7 +27,14 @@ from serviceradar_poller.env import Env
 from serviceradar_poller.errors import SpoolWriteError
 from serviceradar_poller.events.polling import ReportDropped
 from serviceradar_poller.reporting.filling import FillWatch
-from serviceradar_poller.reporting.spool import MemoryStore, NewReport, ReportStore, ResultWriter, SpoolSettings
+from serviceradar_poller.reporting.spool import (
+    MemoryStore,
+    NewReport,
+    ReportStore,
+    ResultWriter,
+    SpoolSettings,
+    StoredReport,
+)
 
 #: What memory holds while the store can't be written: some cycles of a large site.
 FALLBACK_REPORTS_MAX = 100
@@ -184,6 +191,11 @@ class Sealer:
         self._written.append(written)
         await self.settle()
         await written.done
+
+    def is_older(self, kept: StoredReport, stored: StoredReport) -> bool:
+        """Tell whether *kept*, the oldest in memory, goes to core before *stored*, the oldest in the store."""
+        # Unless something newer got past memory, all that the store has was cut before, whatever clocks say.
+        return self._overtaken and kept.timestamp < stored.timestamp
 
     def subscribe(self, notify: Callable[[], object]) -> None:
         """Call *notify* whenever a result was sealed, and now when nobody was told; replaces the last subscriber."""
