@@ -1,9 +1,10 @@
-"""The disk of the spool can't be written while core is well: everything arrives, and whoever looks is told."""
+"""The disk of the spool can't be written, or its files are deleted, while core is well or away: everything arrives."""
 
 from __future__ import annotations
 
 import contextlib
 import resource
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from serviceradar_poller.testing.process import eventually
+from serviceradar_poller.testing.process import PollerProcess, eventually, run_command
 from serviceradar_poller.testing.site import MakeSite, Site
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -92,3 +93,31 @@ def test_a_stop_sends_everything_and_does_not_spin(site: MakeSite) -> None:
     assert spent_s - before_s < 2.0
     times = unary_times(made, begin)
     assert times == sorted(times) and len(times) >= waiting
+
+
+def test_a_spool_that_is_deleted_is_made_anew(site: MakeSite) -> None:
+    """Core is away and somebody deletes the folder: it is told, a kill loses nothing, and all of it arrives."""
+    made = site(3, interval="1s", level="info")
+    made.await_reports(2)
+    begin = made.next_report()
+    made.core.set_fault("disappear")
+    eventually(lambda: health(made)["spool"]["reports"] >= 3, "reports wait")
+    folder = made.directory / "state" / "spool"
+    shutil.rmtree(folder)
+    made.poller.await_event("spool_write_failed", reason="lost")
+    made.poller.await_event("spool_writable")
+    found = health(made)
+    assert found["spool"]["writable"] and found["spool"]["free_bytes"] > 0 and not found["statuses"]["dropped"]
+    refused = run_command("--config", str(made.poller.config_file))
+    assert refused.returncode == 1 and "in use by process" in refused.stderr
+    waiting = health(made)["spool"]["reports"]
+    made.poller.send(signal.SIGKILL)
+    made.poller.wait(5.0)
+    http_port = int(made.poller.url.rsplit(":", 1)[1])
+    made.core.clear_fault()
+    with PollerProcess(made.poller.config_file, http_port=http_port) as poller:
+        poller.ready()
+        eventually(lambda: poller.json("/health")["statuses"]["queued"] == 0, "core has everything", timeout_s=30.0)
+        assert poller.json("/health")["statuses"]["recovered"] > 0
+        times = unary_times(made, begin)
+        assert times == sorted(times) and len(times) >= waiting

@@ -233,7 +233,8 @@ class SpoolSetAside:
     The spool's file can't be used: it was moved away for the operator, and a new one began.
 
     Attributes:
-        reason: ``corrupt``, ``unreadable``, ``newer_version`` or ``not_a_spool``.
+        reason: ``corrupt``, ``unreadable``, ``newer_version`` or ``not_a_spool``; ``replaced``: it was put in the place
+            of the one in use, which goes on.
         path: Where it is now.
         statuses: Lost with it, as far as this run knows.
     """

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import apsw
 
-from serviceradar_poller.errors import SpoolWriteError
+from serviceradar_poller.errors import SpoolError, SpoolWriteError
 from serviceradar_poller.events.polling import (
     PollingEvent,
     ReportDropped,
@@ -36,6 +36,10 @@ TRIM_PAGES_MIN = 2_048
 SEALS_TO_TRUST = 3
 #: What the log takes for deleting a gigabyte, with room to spare.
 DELETE_BYTES = 4 * 1024 * 1024
+#: Pages that are copied at once.
+COPY_STEP_PAGES = 4_096
+#: After files that were deleted could not be made anew it is not tried again for this long: it may mean a gigabyte.
+RESCUE_AGAIN_S = 10.0
 #: Pages that one step gives back, some 4 MiB of copying at most, so that a seal waits for no more than that.
 TRIM_STEP_PAGES = 1_024
 
@@ -80,6 +84,7 @@ class Database:
         self._short = False
         self._seals_missing = 0  # until a disk that was full counts as having room
         self._loaded = False
+        self._rescue_s: float | None = None  # no attempt to make lost files anew before
 
     # -- opening
 
@@ -122,6 +127,7 @@ class Database:
         con = self._connection = schema.connect(str(self._files.database), vfs=self._vfs)
         checked = schema.prepare(con, monotonic=self._monotonic)
         con.set_wal_hook(self._committed)
+        self._files.note_database()
         with self._transaction(con):
             tables.delete_orphans(con)
             found = tables.positions(con)
@@ -167,12 +173,66 @@ class Database:
         if not self._move_away(faults.CORRUPT, error):
             self.note_failure(faults.CORRUPT, error)
             return
-        gone = self._ledger.lose_all(faults.CORRUPT)
+        self._lose_all(faults.CORRUPT)
+        self.start()
+
+    def _lose_all(self, reason: str) -> None:
+        gone = self._ledger.lose_all(reason)
         if gone.reports:
             self.events.append(
-                ReportDropped(kind="all", statuses=gone.fresh, reason="corrupt", queued=0, reports=gone.reports)
+                ReportDropped(kind="all", statuses=gone.fresh, reason=reason, queued=0, reports=gone.reports)
             )
-        self.start()
+
+    def keep_files(self) -> None:
+        """
+        See that the files are where they were, and make them anew with what the open database holds where they are not.
+
+        Raises:
+            SpoolWriteError: They can't be made anew: another poller has taken their place, or the disk refuses.
+        """
+        files, lost = self._files, self._files.database_lost
+        if not files.lock_lost and not lost:
+            return
+        gone = SpoolWriteError(reason=faults.LOST, detail=f"{files.folder} was deleted or replaced while it was in use")
+        self.note_failure(faults.LOST, gone)
+        if self._rescue_s is not None and self._monotonic() < self._rescue_s:
+            raise gone
+        try:
+            if files.lock_lost:
+                files.open()
+            if lost and self._connection is not None:
+                self._copy(self._connection)
+        except (SpoolError, *FAULTS) as error:
+            self._rescue_s = self._monotonic() + RESCUE_AGAIN_S
+            raise SpoolWriteError(reason=faults.LOST, detail=f"{gone.detail}: {error}") from error
+        if lost:
+            self._lose_unless_open()
+            self._disconnect()
+            self.start()
+
+    def _lose_unless_open(self) -> None:
+        if self._connection is None and self._files.database_lost:
+            self._lose_all(faults.LOST)
+
+    def _copy(self, con: apsw.Connection) -> None:
+        """Bring what *con* holds into a new file, which takes the place of the one that is lost, all or nothing."""
+        files = self._files
+        size = con.pragma("page_count") * schema.PAGE_BYTES
+        free = files.free_bytes()
+        if 0 <= free < size + DELETE_BYTES:
+            raise apsw.FullError(f"{free} bytes are left for a copy of {size}")
+        try:
+            new = schema.connect(str(files.begin_new()), vfs=self._vfs)
+            with contextlib.closing(new), new.backup("main", con, "main") as backup:
+                while not backup.done:
+                    backup.step(COPY_STEP_PAGES)
+            aside = files.put_new_in_place(wall_s=self._wall())
+        except FAULTS:
+            files.drop_new()
+            raise
+        if aside is not None:
+            error = "another database was put in the place of the one in use"
+            self.events.append(SpoolSetAside(reason="replaced", error=error, path=str(aside), statuses=0))
 
     def _move_away(self, reason: str, error: Exception) -> bool:
         try:
@@ -187,6 +247,7 @@ class Database:
     def read(self) -> apsw.Connection:
         """Return the connection, which is opened where it is not; SpoolWriteError where it can't be."""
         if self._connection is None:
+            self._lose_unless_open()
             self.start()
         if self._connection is None:
             raise SpoolWriteError(reason="unusable", detail="the spool can't be opened")

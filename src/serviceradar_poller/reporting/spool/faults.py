@@ -13,6 +13,8 @@ DISK_FULL = "disk_full"
 IO_ERROR = "io_error"
 BUSY = "busy"
 UNREADABLE = "unreadable"
+#: The files were deleted or replaced while they were in use.
+LOST = "lost"
 
 FULL_ERRNO = (errno.ENOSPC, errno.EDQUOT)
 #: Extended codes that mean no room for the log's index, which is extended to a whole page before it is mapped.

@@ -6,10 +6,12 @@ The spool's files: the folder, the lock, the reserve, and the way out of the way
         lock                    held by the poller that uses it; holds its process id
         reserve                 space that is given back to the disk when a delete finds it full
         spool.db.bad-…          files that could not be used, the newest BAD_FILES_MAX
+        spool.db.new            the database while it is made anew, after somebody deleted it
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -20,6 +22,7 @@ from serviceradar_poller.reporting.spool.faults import FULL_ERRNO
 
 FOLDER = "spool"
 DATABASE = "spool.db"
+NEW = "spool.db.new"
 LOCK = "lock"
 RESERVE = "reserve"
 #: Of unusable databases kept for the operator; the oldest goes.
@@ -40,6 +43,7 @@ class SpoolFiles:
         self.reserve_bytes = reserve_bytes
         self._directory = directory
         self._lock: int | None = None
+        self._database_id: tuple[int, int] | None = None
         self._reserve_whole = False
 
     @property
@@ -76,7 +80,10 @@ class SpoolFiles:
                 reason="locked",
                 detail=f"the spool in {self._directory} is in use by process {holder}; two pollers can't share one",
             ) from None
-        self._lock = lock
+        before, self._lock = self._lock, lock
+        if before is not None:
+            os.close(before)
+        self._reserve_whole = False
         try:
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
@@ -90,9 +97,44 @@ class SpoolFiles:
             os.close(self._lock)
             self._lock = None
 
-    def make_database(self) -> None:
+    @property
+    def lock_lost(self) -> bool:
+        """Whether the lock that is held is not the one that another poller would meet."""
+        return self._lock is not None and _is_elsewhere(self.folder / LOCK, _id(os.fstat(self._lock)))
+
+    @property
+    def database_lost(self) -> bool:
+        """Whether the database that is in use is not the one that stands in its place; not where that can't be seen."""
+        return self._database_id is not None and _is_elsewhere(self.database, self._database_id)
+
+    def note_database(self) -> None:
+        """The database that stands there now is in use; OSError where it can't be seen."""
+        self._database_id = _id(self.database.stat())
+
+    def begin_new(self) -> Path:
+        """Make an empty file for a database that is made anew, and return its path; OSError where it fails."""
+        path = self.folder / NEW
+        path.unlink(missing_ok=True)
+        self.make_database(path)
+        return path
+
+    def drop_new(self) -> None:
+        """Delete it, where it could not be made; never raises."""
+        with contextlib.suppress(OSError):
+            (self.folder / NEW).unlink(missing_ok=True)
+
+    def put_new_in_place(self, *, wall_s: float) -> Path | None:
+        """Let it be the database; return where what somebody put there was set aside. OSError where it fails."""
+        aside = self.set_aside(wall_s=wall_s) if self.database.exists() else None
+        for companion in _COMPANIONS:  # of a database that is gone: it would be taken for the new one's
+            (self.folder / f"{DATABASE}{companion}").unlink(missing_ok=True)
+        (self.folder / NEW).rename(self.database)
+        _sync_directory(self.folder)
+        return aside
+
+    def make_database(self, path: Path | None = None) -> None:
         """Make an empty file with the right mode, which the log's files take from it; OSError where it fails."""
-        path = self.database
+        path = path or self.database
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "a directory stands in its place", str(path))
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -114,6 +156,7 @@ class SpoolFiles:
                 source.rename(f"{target}{companion}")
         if self.database.exists():
             self.database.rename(target)
+        self._database_id = None
         self._forget_old()
         return target
 
@@ -216,6 +259,18 @@ def _sync_directory(path: Path) -> None:
             raise
     finally:
         os.close(directory)
+
+
+def _id(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def _is_elsewhere(path: Path, known: tuple[int, int]) -> bool:
+    """Tell whether another file than *known*, or none, stands at *path*; a disk that does not answer tells nothing."""
+    try:
+        return _id(path.stat()) != known
+    except OSError as error:
+        return error.errno in (errno.ENOENT, errno.ENOTDIR)
 
 
 def _age(path: Path) -> tuple[int, int]:

@@ -141,6 +141,7 @@ class Transactions:
             return entry.timestamp
 
     def _write(self, action: Callable[[apsw.Connection], T], *, frees: bool) -> T:
+        self._database.keep_files()
         try:
             value = self._attempt(action)
         except FAULTS as error:
