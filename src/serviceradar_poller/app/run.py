@@ -123,6 +123,11 @@ def _pull(poller: Poller, metrics: MetricsSink, refusals: Refusals) -> None:
     metrics.pull_gauge("spool_limit_bytes", "Bound of what waits for core.", lambda: store.stats().limit_bytes)
     metrics.pull_gauge("spool_free_bytes", "Free on the spool's disk; -1: unknown.", lambda: store.stats().free_bytes)
     metrics.pull_gauge(
+        "spool_deletes_owed",
+        "Reports done with whose deletion the disk has not taken yet.",
+        lambda: store.stats().owed,
+    )
+    metrics.pull_gauge(
         "spool_full_in_seconds", "Time until it is full at the rate of this backlog.", lambda: sealer.full_in_s
     )
     metrics.pull_gauge("outcomes_waiting", "Outcomes not yet in a report.", lambda: len(reporting.inbox))
