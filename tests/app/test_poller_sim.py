@@ -8,7 +8,7 @@ import json
 from serviceradar_poller.events.kernel import ChildExited, ChildQuarantined
 from serviceradar_poller.events.polling import AgentConnected, AgentLost, CheckFinished, CoreLost
 from serviceradar_poller.testing.fakes import REFUSED
-from serviceradar_poller.testing.simloop import run
+from serviceradar_poller.testing.simloop import SimLoop, run
 from serviceradar_poller.testing.simsite import SimSite, agent_config, site_config, until
 
 INTERVAL_S = 10.0
@@ -85,6 +85,25 @@ def test_an_agent_back_after_20_s_is_told_good_within_5_s() -> None:
             return await until(lambda: site.told()["a2", "ping"])
 
     assert max(run(main(seed)) for seed in range(20)) < 5.0
+
+
+def test_after_a_pause_of_the_program_core_is_told_of_no_failure() -> None:
+    """A program that was stopped asks before it judges: nothing was silent but itself."""
+
+    async def main(at_s: float, pause_s: float) -> None:
+        site = SimSite(site_config([agent_config(f"a{n}") for n in range(5)], interval_s=30.0))
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, SimLoop)
+        async with site.running():
+            await asyncio.sleep(at_s)
+            reports = len(site.core.reports)
+            loop.skip(pause_s)
+            await asyncio.sleep(40.0)
+        told = [status.available for _, _, _, statuses in site.core.reports[reports:] for status in statuses]
+        assert len(told) >= 20 and all(told)
+
+    for seed in range(30):
+        run(main(100.0 + seed, 60.0 + seed), seed=seed)
 
 
 def test_core_down_is_reported_in_order_when_it_is_back() -> None:

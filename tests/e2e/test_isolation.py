@@ -69,6 +69,20 @@ def test_a_program_that_stands_still_is_found_late(site: MakeSite) -> None:
     assert late and max(check.own_s for check in late) > 0.2
 
 
+def test_a_program_that_stood_still_tells_of_no_failure(site: MakeSite) -> None:
+    """A poller that was stopped for many intervals takes its own pause for no agent's silence."""
+    made = site(5, config={"scheduling": {"check_timeout": "500ms", "spread_window": "500ms"}})
+    made.await_reports(2)
+    since = made.next_report()
+    made.poller.send(signal.SIGSTOP)
+    threading.Event().wait(4.0)  # what is silent for 2.5 s is told as failed
+    made.poller.send(signal.SIGCONT)
+    made.await_reports(3)
+    messages = [status["message"]["data"] for report in made.core.reports(since) for status in report["services"]]
+    assert messages and not [message for message in messages if message.get("reason") == "stale"]
+    assert made.poller.metric("checks_silent_total") == 0
+
+
 def test_w4_agents_that_do_not_answer_delay_nobody(site: MakeSite) -> None:
     """W4: among 30 agents, one that refuses, is mute, freezes or hangs makes no other agent's check late or silent."""
     made = site(30, interval="2s", config={"reporting": {"deadline": "1500ms"}})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -65,6 +67,14 @@ def _told(cut: Cut | None) -> dict[str, bool]:
     return {status.agent_id: status.available for status in cut.statuses}
 
 
+def _cuts(book: CycleBook, begin_s: float, end_s: float) -> Iterator[tuple[float, Cut]]:
+    """Look at *book* whenever it wants to be looked at."""
+    now_s = begin_s
+    while (now_s := book.next_cut_s(now_s)) <= end_s:
+        while (cut := book.cut(now_s)) is not None:
+            yield now_s, cut
+
+
 def test_a_cycle_leaves_when_all_have_finished() -> None:
     """The report does not wait for its deadline when there is nothing to wait for."""
     book = _book("a", "b")
@@ -81,7 +91,7 @@ def test_a_late_agent_reports_with_the_next_cycle() -> None:
     """At the deadline the report leaves with what there is; the straggler's outcome goes with the next one."""
     book = _book("a", "late")
     book.record(_outcome("a", 0), 1.0)
-    assert book.next_cut_s(1.0) == DEADLINE_S
+    assert book.next_cut_s(4.0) == DEADLINE_S
     assert _told(book.cut(DEADLINE_S)) == {"a": True}
     book.record(_outcome("late", 0), 8.0)
     book.record(_outcome("a", 1), 11.0)
@@ -137,15 +147,82 @@ def test_silence_is_told_as_failure() -> None:
         book.record(_outcome(agent, 0), 0.1)
     assert book.cut(0.1) is not None
     for tick in (1, 2, 3):
+        assert not list(_cuts(book, (tick - 1) * INTERVAL_S + DEADLINE_S, tick * INTERVAL_S))
         book.record(_outcome("b", tick), tick * INTERVAL_S + 0.1)
-        cut = book.cut(tick * INTERVAL_S + DEADLINE_S)
-        assert _told(cut) == {"a": tick * INTERVAL_S + DEADLINE_S <= STALE_S, "b": True}
-    assert cut is not None
+        ((at_s, cut),) = _cuts(book, tick * INTERVAL_S + 0.1, tick * INTERVAL_S + DEADLINE_S)
+        assert at_s == tick * INTERVAL_S + DEADLINE_S
+        assert _told(cut) == {"a": at_s <= STALE_S, "b": True}
     message = json.loads(next(s.message for s in cut.statuses if s.agent_id == "a"))
     assert message["data"]["reason"] == "stale"
     assert book.stale_total == 1
     book.record(_outcome("a", 4), 40.1)
     assert _told(book.cut(45.0)) == {"a": True, "b": True}
+
+
+def test_a_pause_of_the_program_is_no_silence_of_the_checks() -> None:
+    """After a stop of any length nothing is told as failed before the checks could run; real silence still is."""
+    book = _book("a", "b")
+    for agent in "ab":
+        book.record(_outcome(agent, 0), 0.1)
+    assert book.cut(0.1) is not None
+    book.next_cut_s(0.1)
+    assert _told(book.cut(1_007.0)) == {"a": True, "b": True}
+    book.record(_outcome("b", 100), 1_007.1)
+    silent = [at_s for at_s, cut in _cuts(book, 1_007.1, 1_060.0) if not _told(cut)["a"]]
+    assert silent[0] - 1_007.0 <= STALE_S + INTERVAL_S
+
+
+@given(
+    pauses=st.lists(st.tuples(st.floats(0.1, 40.0), st.floats(0.1, 100.0)), min_size=1, max_size=6),
+    durations=st.lists(st.floats(0.01, INTERVAL_S - 0.1), min_size=1, max_size=5),
+    offset_s=st.floats(0.0, 1.0),
+    share=st.floats(0.0, 1.0),
+)
+def test_pauses_hide_no_silence_and_make_none(
+    pauses: Sequence[tuple[float, float]], durations: Sequence[float], offset_s: float, share: float
+) -> None:
+    """Whenever the program stands still, a check that runs is never called silent, and one that died soon is."""
+    stops: list[tuple[float, float]] = []  # begin and end
+    end_s = 0.0
+    for runs_s, stands_s in pauses:
+        stops.append((end_s + runs_s, end_s + runs_s + stands_s))
+        end_s = stops[-1][1]
+
+    silent_s = share * (end_s + 50.0)
+
+    def awake_s(at_s: float) -> float:
+        return next((end for begin, end in stops if begin <= at_s < end), at_s)
+
+    def ran_s(since_s: float, until_s: float) -> float:
+        return until_s - since_s - sum(max(0.0, min(e, until_s) - max(b, since_s)) for b, e in stops)
+
+    outcomes: list[tuple[float, str, int]] = []  # when, whose, of which tick
+    slot_s = offset_s
+    for duration_s in itertools.cycle(durations):
+        begin_s = awake_s(slot_s)
+        done_s = awake_s(begin_s + duration_s)
+        if done_s > end_s + 100.0:
+            break
+        outcomes.append((done_s, "lives", int(begin_s // INTERVAL_S)))
+        if done_s < silent_s:
+            outcomes.append((done_s, "dies", int(begin_s // INTERVAL_S)))
+        slot_s = (int((done_s - offset_s) // INTERVAL_S) + 1) * INTERVAL_S + offset_s
+    died_s = max((at_s for at_s, whose, _ in outcomes if whose == "dies"), default=0.0)
+
+    book = _book("lives", "dies")
+    now_s = 0.0
+    told: dict[str, bool] = {}
+    while now_s < end_s + 100.0:
+        while (cut := book.cut(now_s)) is not None:  # before what else happens in the moment of waking
+            told = _told(cut)
+            assert told.get("lives", True), now_s
+            assert not told.get("dies") or ran_s(died_s, now_s) <= STALE_S + INTERVAL_S + DEADLINE_S
+        look_s = awake_s(book.next_cut_s(now_s))
+        while outcomes and outcomes[0][0] < look_s:
+            now_s, whose, tick = outcomes.pop(0)
+            book.record(_outcome(whose, tick), now_s)
+        now_s = look_s
+    assert told["lives"] and not told["dies"]
 
 
 def test_nothing_known_is_a_heartbeat() -> None:
@@ -283,7 +360,7 @@ def test_a_current_report_comes_at_once_and_then_as_seldom_as_early_ones() -> No
     assert (cut.kind, cut.fresh, cut.change, _told(cut)) == (ReportKind.CURRENT, 0, False, {"a": True})
     book.want_current(2.0)
     assert book.cut(2.0) is None
-    assert book.next_cut_s(2.0) == 1.0 + EARLY_S
+    assert book.next_cut_s(4.0) == 1.0 + EARLY_S
     assert book.cut(1.0 + EARLY_S) is not None
 
 

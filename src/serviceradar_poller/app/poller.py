@@ -284,7 +284,8 @@ def _book(config: PollerConfig, timetable: Timetable, reporter: Reporter, now_s:
         reporter=reporter,
         deadline_s=reporting.deadline_s,
         early_interval_s=reporting.early_interval_s,
-        # The longest that a living check may take from one outcome to the next, and half an interval to spare.
+        # The longest that a living check may take from one outcome to the next, and half an interval to spare: the book
+        # tells a pause of the program from silence by a quarter of an interval.
         stale_after_s=1.5 * config.poll_interval_s
         + config.scheduling.spread_window_s
         + config.scheduling.check_timeout_s,

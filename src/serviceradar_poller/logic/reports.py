@@ -4,7 +4,9 @@ When outcomes leave for core, and which: one report a cycle (CycleBook), or batc
 A CycleBook holds the newest outcome of every status check. It cuts a report when every check has an outcome of the
 current cycle or the deadline has come, whichever is first; a change of state between two reports cuts a full snapshot
 early. A check that gave no outcome for longer than any run may take is told as failed, so that core never goes on
-seeing an old "available" when the actors behind it are gone.
+seeing an old "available" when the actors behind it are gone. Only time in which the program ran counts for that: after
+it was stopped, or its machine was, every check is as old as the pause, and none had its turn yet. So a book wants to be
+looked at every quarter of an interval, and of the time from one look to the next no more than that counts.
 
     tick k            complete or deadline        change, settled
       │ outcomes …           │                          │
@@ -35,6 +37,8 @@ CheckId = tuple[str, str]  # agent, check key
 
 #: Several checks of one agent change within moments of each other: one early report for all of them.
 EARLY_SETTLE_S = 0.25
+#: Looks at a CycleBook in an interval, at least: it can't tell a pause shorter than the time between two from silence.
+LOOKS_PER_INTERVAL = 4
 #: Result sets held for the next report, and their bytes; what passes either limit cuts a report at once.
 RESULTS_PENDING_MAX = 1_000
 RESULTS_PENDING_BYTES_MAX = 8 * 1024 * 1024
@@ -160,7 +164,7 @@ class _Entry:
 
     subject: CheckSubject
     device: Device
-    known_s: float  # when the last outcome came, or the check became expected
+    known_s: float  # when the last outcome came, or the check became expected; in time that counts
     tick: int = -1
     status: ServiceStatus | None = None
     reported: bool | None = None  # the availability that core was told last
@@ -169,7 +173,11 @@ class _Entry:
 
 
 class CycleBook:
-    """One full report per cycle, early ones on a change of state."""
+    """
+    One full report per cycle, early ones on a change of state.
+
+    Silence longer than ``stale_after_s`` is a failure; half an interval of it should be to spare, see `_count_time`.
+    """
 
     def __init__(
         self,
@@ -187,6 +195,9 @@ class CycleBook:
         self._stale_after_s = stale_after_s
         self._entries: dict[CheckId, _Entry] = {}
         self._results = _Results()
+        self._look_s = timetable.interval_s / LOOKS_PER_INTERVAL
+        self._looked_s = timetable.epoch_s
+        self._ran_s = 0.0  # the time that counts
         self._tick = 0
         self._tick_reported = -1
         self._missing = 0  # entries without an outcome of the current tick
@@ -199,13 +210,14 @@ class CycleBook:
 
     def set_subjects(self, subjects: Mapping[CheckId, tuple[CheckSubject, Device]], now_s: float) -> None:
         """Replace the checks whose outcomes are expected; what is known of those that stay is kept."""
+        self._advance(now_s)
         entries: dict[CheckId, _Entry] = {}
         for check, (subject, device) in subjects.items():
             if subject.is_results:
                 continue
             entry = self._entries.get(check)
             if entry is None or entry.subject != subject:
-                entry = _Entry(subject=subject, device=device, known_s=now_s)
+                entry = _Entry(subject=subject, device=device, known_s=self._ran_s)
             entries[check] = entry
         self._entries = entries
         self._changed &= entries.keys()
@@ -228,7 +240,7 @@ class CycleBook:
             self._missing -= 1
         entry.tick = max(entry.tick, outcome.tick)
         entry.status = outcome.status
-        entry.known_s = now_s
+        entry.known_s = self._ran_s
         entry.fresh = True
         entry.stale = False
         self._note_change(check, entry, now_s)
@@ -240,7 +252,7 @@ class CycleBook:
             complete = self._missing == 0 and bool(self._entries)
             if complete or now_s >= self._timetable.tick_time(self._tick) + self._deadline_s:
                 self._tick_reported = self._tick
-                self._mark_stale(now_s)
+                self._mark_stale()
                 return self._snapshot(ReportKind.CYCLE, now_s, tick=self._tick)
         if self._changed and now_s >= self._early_at_s():
             self._early_s = now_s
@@ -255,12 +267,13 @@ class CycleBook:
         return None
 
     def next_cut_s(self, now_s: float) -> float:
-        """Return the next deadline, the next tick, or the early report, whichever is first."""
+        """Return the next deadline, the next tick, the early report or the next mere look, whichever is first."""
         self._advance(now_s)
         if self._tick > self._tick_reported:
             wake_s = self._timetable.tick_time(self._tick) + self._deadline_s
         else:
             wake_s = self._timetable.tick_time(self._tick + 1) + self._deadline_s
+        wake_s = min(wake_s, now_s + self._look_s)
         if self._wanted:
             wake_s = min(wake_s, self._current_at_s())
         return min(wake_s, self._early_at_s()) if self._changed else wake_s
@@ -284,10 +297,21 @@ class CycleBook:
         return self._early_s + self._early_interval_s
 
     def _advance(self, now_s: float) -> None:
+        self._count_time(now_s)
         tick = self._timetable.tick_at(now_s)
         if tick > self._tick:
             self._tick = tick
             self._count_missing()
+
+    def _count_time(self, now_s: float) -> None:
+        """
+        Let time count in which the program ran.
+
+        Of a pause, what is left of the time to the next look counts all the same. A check can meet two pauses from one
+        outcome to the next, one before its run begins and one while it goes on, so half an interval is to spare.
+        """
+        self._ran_s += min(max(now_s - self._looked_s, 0.0), self._look_s)
+        self._looked_s = max(now_s, self._looked_s)
 
     def _count_missing(self) -> None:
         self._missing = sum(entry.tick < self._tick for entry in self._entries.values())
@@ -301,9 +325,9 @@ class CycleBook:
                 self._changed_s = now_s
             self._changed.add(check)
 
-    def _mark_stale(self, now_s: float) -> None:
+    def _mark_stale(self) -> None:
         for check, entry in self._entries.items():
-            age_s = now_s - entry.known_s
+            age_s = self._ran_s - entry.known_s
             if age_s <= self._stale_after_s:
                 continue
             if not entry.stale:
