@@ -7,9 +7,10 @@ import json
 
 from serviceradar_poller.events.kernel import ChildExited, ChildQuarantined
 from serviceradar_poller.events.polling import AgentConnected, AgentLost, CheckFinished, CoreLost
-from serviceradar_poller.testing.fakes import REFUSED
+from serviceradar_poller.otp import SupervisorRef
+from serviceradar_poller.testing.fakes import REFUSED, FakeResolver
 from serviceradar_poller.testing.simloop import SimLoop, run
-from serviceradar_poller.testing.simsite import SimSite, agent_config, site_config, until
+from serviceradar_poller.testing.simsite import UNIT, SimSite, agent_config, site_config, until
 
 INTERVAL_S = 10.0
 
@@ -230,5 +231,31 @@ def test_a_roster_that_starts_again_lets_quarantined_agents_be() -> None:
             await asyncio.sleep(30.0)
             assert not [e for e in site.of(AgentConnected)[before:] if e.agent == "good"]
             assert all(e.lateness_s < 0.1 for e in site.of(CheckFinished) if e.agent == "good")
+
+    run(main())
+
+
+def test_a_silent_check_is_told_of_under_its_agents_address() -> None:
+    """What names were found to mean holds for an agent whose actors are gone, too."""
+
+    async def main() -> None:
+        site = SimSite(site_config([agent_config("a", UNIT)]))
+        resolver = site.env.resolver
+        assert isinstance(resolver, FakeResolver)
+        resolver.names = {"a": ("10.9.8.7",)}
+
+        def data() -> dict[str, str]:
+            found: dict[str, str] = json.loads(site.core.latest()["a", "unit"].message)["data"]
+            return found
+
+        async with site.running() as poller:
+            assert poller.tree is not None
+            await asyncio.sleep(30.0)
+            assert data()["host_ip"] == "10.9.8.7"
+            agents = poller.tree.system.whereis("poller/fleet/agents")
+            assert isinstance(agents, SupervisorRef)
+            await agents.terminate_child("a")
+            await until(lambda: data().get("reason") == "stale", within_s=60.0)
+            assert data()["host_ip"] == "10.9.8.7"
 
     run(main())

@@ -16,7 +16,6 @@ from serviceradar_poller.logic.reports import (
     EARLY_SETTLE_S,
     RESULTS_PENDING_MAX,
     BatchBook,
-    CheckId,
     Cut,
     CycleBook,
     ReportKind,
@@ -51,14 +50,12 @@ def _book(*agents: str, now_s: float = 0.0) -> CycleBook:
     book = CycleBook(
         timetable=Timetable(epoch_s=0.0, interval_s=INTERVAL_S),
         reporter=Reporter(poller_id="p", partition="default"),
+        device_of=lambda agent: DEVICE,
         deadline_s=DEADLINE_S,
         early_interval_s=EARLY_S,
         stale_after_s=STALE_S,
     )
-    subjects: dict[CheckId, tuple[CheckSubject, Device]] = {
-        (agent, "ping"): (_subject(agent), DEVICE) for agent in agents
-    }
-    book.set_subjects(subjects, now_s)
+    book.set_subjects({(agent, "ping"): _subject(agent) for agent in agents}, now_s)
     return book
 
 
@@ -262,7 +259,7 @@ def test_too_many_result_sets_leave_at_once() -> None:
 def test_an_outcome_of_a_removed_check_is_ignored() -> None:
     """A check that is no longer configured does not come back with a late outcome."""
     book = _book("a", "b")
-    book.set_subjects({("a", "ping"): (_subject("a"), DEVICE)}, 0.0)
+    book.set_subjects({("a", "ping"): _subject("a")}, 0.0)
     book.record(_outcome("b", 0), 0.1)
     book.record(_outcome("a", 0), 0.1)
     assert _told(book.cut(0.2)) == {"a": True}

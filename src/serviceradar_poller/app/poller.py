@@ -33,7 +33,7 @@ from serviceradar_poller.errors import ResolveError
 from serviceradar_poller.events.polling import PollerStarted
 from serviceradar_poller.logic.calls import ReportHead
 from serviceradar_poller.logic.device import literal_ip, override_variable, source_ip_candidates
-from serviceradar_poller.logic.outcome import Reporter
+from serviceradar_poller.logic.outcome import Device, Reporter
 from serviceradar_poller.logic.reports import BatchBook, CycleBook, ReportBook
 from serviceradar_poller.logic.schedule import Timetable
 from serviceradar_poller.otp import (
@@ -183,9 +183,13 @@ def new_poller(config: PollerConfig, env: Env, *, source_ip: str, store: ReportS
     now_s = env.clock.monotonic()
     timetable = Timetable(epoch_s=now_s, interval_s=config.poll_interval_s)
     reporter = Reporter(poller_id=config.poller_id, partition=config.partition, kv_store_id=config.kv_store_id)
+
+    def device_of(agent: str) -> Device:
+        return slots[agent].device
+
     reporting = ReportingState(
         inbox=OutcomeInbox(limit=max(INBOX_MIN, INBOX_CYCLES * sum(len(agent.checks) for agent in config.agents))),
-        book=_book(config, timetable, reporter, now_s),
+        book=_book(config, timetable, reporter, device_of, now_s),
         store=store,
         sealer=Sealer(store, env),
     )
@@ -219,7 +223,7 @@ def new_poller(config: PollerConfig, env: Env, *, source_ip: str, store: ReportS
         for agent in config.agents
     }
     reporting.book.set_subjects(
-        {(slot.name, key): (subject, slot.device) for slot in slots.values() for key, subject in slot.subjects.items()},
+        {(slot.name, key): subject for slot in slots.values() for key, subject in slot.subjects.items()},
         now_s,
     )
     poller = Poller(
@@ -270,7 +274,9 @@ async def start_poller(
     return poller.tree
 
 
-def _book(config: PollerConfig, timetable: Timetable, reporter: Reporter, now_s: float) -> ReportBook:
+def _book(
+    config: PollerConfig, timetable: Timetable, reporter: Reporter, device_of: Callable[[str], Device], now_s: float
+) -> ReportBook:
     reporting = config.reporting
     if reporting.mode is ReportMode.BATCH:
         return BatchBook(
@@ -282,6 +288,7 @@ def _book(config: PollerConfig, timetable: Timetable, reporter: Reporter, now_s:
     return CycleBook(
         timetable=timetable,
         reporter=reporter,
+        device_of=device_of,
         deadline_s=reporting.deadline_s,
         early_interval_s=reporting.early_interval_s,
         # The longest that a living check may take from one outcome to the next, and half an interval to spare: the book

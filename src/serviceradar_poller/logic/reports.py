@@ -24,7 +24,7 @@ actor that sends.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -119,7 +119,7 @@ class ReportBook(Protocol):
         """
         ...
 
-    def set_subjects(self, subjects: Mapping[CheckId, tuple[CheckSubject, Device]], now_s: float) -> None:
+    def set_subjects(self, subjects: Mapping[CheckId, CheckSubject], now_s: float) -> None:
         """Replace the checks whose outcomes are expected; what is known of the others is forgotten."""
         ...
 
@@ -163,7 +163,6 @@ class _Entry:
     """What is known of one status check."""
 
     subject: CheckSubject
-    device: Device
     known_s: float  # when the last outcome came, or the check became expected; in time that counts
     tick: int = -1
     status: ServiceStatus | None = None
@@ -177,6 +176,9 @@ class CycleBook:
     One full report per cycle, early ones on a change of state.
 
     Silence longer than ``stale_after_s`` is a failure; half an interval of it should be to spare, see `_count_time`.
+
+    Args:
+        device_of: Returns what an agent's machine is known as by now.
     """
 
     def __init__(
@@ -184,12 +186,14 @@ class CycleBook:
         *,
         timetable: Timetable,
         reporter: Reporter,
+        device_of: Callable[[str], Device],
         deadline_s: float,
         early_interval_s: float,
         stale_after_s: float,
     ) -> None:
         self._timetable = timetable
         self._reporter = reporter
+        self._device_of = device_of
         self._deadline_s = deadline_s
         self._early_interval_s = early_interval_s
         self._stale_after_s = stale_after_s
@@ -208,16 +212,16 @@ class CycleBook:
         self._wanted = False  # a snapshot, whether or not anything changed
         self.stale_total = 0
 
-    def set_subjects(self, subjects: Mapping[CheckId, tuple[CheckSubject, Device]], now_s: float) -> None:
+    def set_subjects(self, subjects: Mapping[CheckId, CheckSubject], now_s: float) -> None:
         """Replace the checks whose outcomes are expected; what is known of those that stay is kept."""
         self._advance(now_s)
         entries: dict[CheckId, _Entry] = {}
-        for check, (subject, device) in subjects.items():
+        for check, subject in subjects.items():
             if subject.is_results:
                 continue
             entry = self._entries.get(check)
             if entry is None or entry.subject != subject:
-                entry = _Entry(subject=subject, device=device, known_s=self._ran_s)
+                entry = _Entry(subject=subject, known_s=self._ran_s)
             entries[check] = entry
         self._entries = entries
         self._changed &= entries.keys()
@@ -339,7 +343,8 @@ class CycleBook:
                 reason="stale",
                 detail=f"no outcome of this check for {age_s:.0f} s: its agent's actors are being rebuilt",
             )
-            entry.status = from_failure(silence, entry.subject, self._reporter, entry.device, tick=self._tick).status
+            device = self._device_of(entry.subject.agent)
+            entry.status = from_failure(silence, entry.subject, self._reporter, device, tick=self._tick).status
             entry.fresh = True
             self._changed.discard(check)  # it is told with this very report
 
@@ -384,7 +389,7 @@ class BatchBook:
         self._since_s = now_s  # when the batch under way began
         self._cut_s = now_s
 
-    def set_subjects(self, subjects: Mapping[CheckId, tuple[CheckSubject, Device]], now_s: float) -> None:
+    def set_subjects(self, subjects: Mapping[CheckId, CheckSubject], now_s: float) -> None:
         """Do nothing: a batch expects no particular check."""
 
     def record(self, outcome: Outcome, now_s: float) -> None:
