@@ -278,7 +278,8 @@ def test_the_breaker_closes_although_health_gives_no_answer(health: str) -> None
     run(main())
 
 
-def test_names_that_resolve_later_are_used_then() -> None:
+@pytest.mark.parametrize("crashes", [False, True])
+def test_names_that_resolve_later_are_used_then(crashes: bool) -> None:
     """An agent whose name has no address at first is told of with the poller's, and with its own once it has one."""
 
     async def main() -> None:
@@ -291,9 +292,13 @@ def test_names_that_resolve_later_are_used_then() -> None:
             data: dict[str, str] = json.loads(site.core.latest()["a", "ping"].message)["data"]
             return data["host_ip"]
 
-        async with site.running():
+        async with site.running() as poller:
+            assert poller.tree is not None
             await asyncio.sleep(9.0)
             assert host_ip() == "127.0.0.1"
+            if crashes:
+                poller.tree.crash("poller/fleet/agents/a/connection", RuntimeError("injected"))
+                await asyncio.sleep(1.0)
             resolver.names = {"a": ("10.9.8.7",)}
             await until(lambda: host_ip() == "10.9.8.7", within_s=90.0)
 
@@ -316,5 +321,24 @@ def test_a_connection_actor_that_starts_again_finds_out_where_it_stands() -> Non
             await asyncio.sleep(5.0)
             agent.error = None
             await until(lambda: site.told()["a", "ping"], within_s=8.0)
+
+    run(main())
+
+
+def test_names_that_were_found_are_not_looked_up_again() -> None:
+    """What is known of the agent's machine outlives the actor that found it."""
+
+    async def main() -> None:
+        site = SimSite(site_config([agent_config("a")]))
+        resolver = site.env.resolver
+        assert isinstance(resolver, FakeResolver)
+        resolver.names = {"a": ("10.9.8.7",)}
+        async with site.running() as poller:
+            assert poller.tree is not None
+            await asyncio.sleep(9.0)
+            resolver.names = {"a": ("10.9.8.8",)}
+            poller.tree.crash("poller/fleet/agents/a/connection", RuntimeError("injected"))
+            await asyncio.sleep(90.0)
+            assert poller.slots["a"].device.ip == "10.9.8.7"
 
     run(main())

@@ -18,7 +18,7 @@ import asyncio
 from typing import Any
 
 from serviceradar_poller.agents.evidence import concerns_agent, is_denial, shows_life
-from serviceradar_poller.agents.machine import look_up
+from serviceradar_poller.agents.machine import look_up, note_addresses
 from serviceradar_poller.agents.messages import (
     RUNNERS,
     BreakerFailure,
@@ -48,8 +48,6 @@ from serviceradar_poller.events.polling import (
 )
 from serviceradar_poller.logic.backoff import BackoffSettings, delay_s, reconnect_delay_s
 from serviceradar_poller.logic.breaker import BreakerState
-from serviceradar_poller.logic.device import device_ip, ip_candidates, names_to_resolve
-from serviceradar_poller.logic.outcome import Device
 from serviceradar_poller.logic.reruns import Reruns, on_lost, on_reached, on_rerun
 from serviceradar_poller.otp import Actor, ExitReason, Ref, Timer
 
@@ -142,7 +140,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
             case ProbeDone():
                 self._probe_done(message)
             case DeviceResolved(addresses):
-                self._set_device(addresses)
+                note_addresses(self._slot, addresses)
             case ClientMade(error):
                 await self._client_made(error)
             case RenewConnection():
@@ -486,24 +484,12 @@ class ConnectionManager(Actor[ConnectionMessage]):
 
     def _resolve_device(self) -> None:
         slot = self._slot
-        known = slot.device_known
-        if known is None or known.is_set():
-            return
-        names = names_to_resolve(self._candidates())
-        self.spawn(
-            look_up(names, slot.fleet.env, lambda addresses: self.send_self(DeviceResolved(addresses))), name="device"
-        )
+        if slot.names:
 
-    def _set_device(self, addresses: dict[str, tuple[str, ...]]) -> None:
-        slot = self._slot
-        ip = device_ip(self._candidates(), addresses, slot.fleet.source_ip)
-        slot.device = Device(ip=ip, host=slot.device.host)
-        if slot.device_known is not None:
-            slot.device_known.set()
+            def tell(addresses: dict[str, tuple[str, ...]]) -> None:
+                self.send_self(DeviceResolved(addresses))
 
-    def _candidates(self) -> tuple[str, ...]:
-        slot = self._slot
-        return ip_candidates(slot.name, slot.config.address, slot.fleet.source_ip, slot.override)
+            self.spawn(look_up(slot.names, slot.fleet.env, tell), name="device")
 
     # -- others
 

@@ -80,7 +80,7 @@ def new_slot(config: AgentConfig, fleet: FleetSettings, *, override: str = "") -
     now_s = fleet.env.clock.monotonic()
     subjects = check_subjects(config)
     candidates = ip_candidates(config.name, config.address, fleet.source_ip, override)
-    unresolved = names_to_resolve(candidates)
+    names = names_to_resolve(candidates)
     rate = _rate(len(subjects), fleet.timetable.interval_s)
     return AgentSlot(
         config=config,
@@ -91,7 +91,8 @@ def new_slot(config: AgentConfig, fleet: FleetSettings, *, override: str = "") -
             ip=device_ip(candidates, {}, fleet.source_ip),
             host=device_host(config.name, config.address, override=override),
         ),
-        device_known=asyncio.Event() if unresolved else None,
+        names=names,
+        device_known=asyncio.Event() if names else None,
         breaker=new_breaker(now_s),
         rate=rate,
         bucket=new_bucket(rate, now_s),

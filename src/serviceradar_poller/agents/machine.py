@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from serviceradar_poller.agents.slot import AgentSlot
 from serviceradar_poller.env import Env
 from serviceradar_poller.errors import ResolveError
 from serviceradar_poller.logic.backoff import BackoffSettings, delay_s
+from serviceradar_poller.logic.device import device_ip, ip_candidates
+from serviceradar_poller.logic.outcome import Device
 
 #: Deadline of one name look-up.
 LOOKUP_S = 2.0
@@ -37,3 +40,13 @@ async def look_up(names: tuple[str, ...], env: Env, tell: Callable[[dict[str, tu
             return
         await asyncio.sleep(delay_s(LOOKUP_RETRY, attempt, env.rng.random()))
         attempt += 1
+
+
+def note_addresses(slot: AgentSlot, addresses: Mapping[str, tuple[str, ...]]) -> None:
+    """Keep what an attempt found: names stay to be looked up, by whatever incarnation, until one has an address."""
+    candidates = ip_candidates(slot.name, slot.config.address, slot.fleet.source_ip, slot.override)
+    slot.device = Device(ip=device_ip(candidates, addresses, slot.fleet.source_ip), host=slot.device.host)
+    if any(addresses.values()):
+        slot.names = ()
+    if slot.device_known is not None:
+        slot.device_known.set()

@@ -65,7 +65,8 @@ class AgentSlot:
         checks: Every check of the agent by its key.
         override: The agent's address as an environment variable gives it; empty when none does.
         device: What core is told of the agent's machine (written by the connection).
-        device_known: Set once the names in question are resolved; None when nothing had to be.
+        names: What is to be looked up for it; empty once one of them had an address (written by the connection).
+        device_known: Set once the first look-up has ended, whatever it found; None when nothing had to be looked up.
         client: The connection under use; None while there is none (written by the connection).
         making: Set when the making of the first client has ended, whatever came of it; None while nobody makes one
             (written by the connection).
@@ -101,6 +102,7 @@ class AgentSlot:
     bucket: Bucket
     budget: RetryBudget
     override: str = ""
+    names: tuple[str, ...] = ()
     device_known: asyncio.Event | None = None
     client: AgentClient | None = None
     making: asyncio.Event | None = None
