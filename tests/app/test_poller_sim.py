@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
+from itertools import pairwise
 
+from serviceradar_poller.app.poller import OWN_ADDRESS_LOOK_S
 from serviceradar_poller.events.kernel import ChildExited, ChildQuarantined
 from serviceradar_poller.events.polling import AgentConnected, AgentLost, CheckFinished, CoreLost
 from serviceradar_poller.otp import SupervisorRef
 from serviceradar_poller.testing.fakes import REFUSED, FakeResolver
 from serviceradar_poller.testing.simloop import SimLoop, run
-from serviceradar_poller.testing.simsite import UNIT, SimSite, agent_config, site_config, until
+from serviceradar_poller.testing.simsite import UNIT, SimSite, agent_config, now_s, site_config, until
 
 INTERVAL_S = 10.0
 
@@ -257,5 +260,33 @@ def test_a_silent_check_is_told_of_under_its_agents_address() -> None:
             await agents.terminate_child("a")
             await until(lambda: data().get("reason") == "stale", within_s=60.0)
             assert data()["host_ip"] == "10.9.8.7"
+
+    run(main())
+
+
+def test_an_interface_that_comes_up_later_gives_poller_and_agents_their_address() -> None:
+    """Reports and the agents whose names mean nothing get the poller's own address as soon as there is one."""
+
+    async def main() -> None:
+        up_s = 35.0
+        site = SimSite(site_config([agent_config("a", UNIT), agent_config("b" * 300, UNIT)]))
+        site.source_ip = ""
+        looks: list[float] = []
+
+        def interface_address() -> str:
+            looks.append(now_s())
+            return "192.0.2.7" if now_s() >= up_s else ""
+
+        site.env = replace(site.env, interface_address=interface_address)
+        async with site.running() as poller:
+            await asyncio.sleep(up_s - 1.0)
+            assert poller.head().source_ip == ""
+            assert {slot.device.ip for slot in poller.slots.values()} == {""}
+            await asyncio.sleep(20.0)
+            assert poller.head().source_ip == "192.0.2.7"
+            for status in site.core.latest().values():
+                assert json.loads(status.message)["data"]["host_ip"] == "192.0.2.7"
+        assert all(later - sooner >= OWN_ADDRESS_LOOK_S for sooner, later in pairwise(looks))
+        assert looks[-1] < up_s + 10.0, "it is not looked for once it is known"
 
     run(main())

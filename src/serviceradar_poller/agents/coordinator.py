@@ -79,7 +79,7 @@ def new_slot(config: AgentConfig, fleet: FleetSettings, *, override: str = "") -
     """
     now_s = fleet.env.clock.monotonic()
     subjects = check_subjects(config)
-    candidates = ip_candidates(config.name, config.address, fleet.source_ip, override)
+    candidates = ip_candidates(config.name, config.address, "", override)
     names = names_to_resolve(candidates)
     rate = _rate(len(subjects), fleet.timetable.interval_s)
     return AgentSlot(
@@ -87,8 +87,8 @@ def new_slot(config: AgentConfig, fleet: FleetSettings, *, override: str = "") -
         fleet=fleet,
         checks=_keyed(config.checks),
         subjects={key: subject for key, (subject, _) in subjects.items()},
-        device=Device(
-            ip=device_ip(candidates, {}, fleet.source_ip),
+        machine=Device(
+            ip=device_ip(candidates, {}, ""),
             host=device_host(config.name, config.address, override=override),
         ),
         names=names,

@@ -44,8 +44,8 @@ async def look_up(names: tuple[str, ...], env: Env, tell: Callable[[dict[str, tu
 
 def note_addresses(slot: AgentSlot, addresses: Mapping[str, tuple[str, ...]]) -> None:
     """Keep what an attempt found: names stay to be looked up, by whatever incarnation, until one has an address."""
-    candidates = ip_candidates(slot.name, slot.config.address, slot.fleet.source_ip, slot.override)
-    slot.device = Device(ip=device_ip(candidates, addresses, slot.fleet.source_ip), host=slot.device.host)
+    candidates = ip_candidates(slot.name, slot.config.address, "", slot.override)
+    slot.machine = Device(ip=device_ip(candidates, addresses, ""), host=slot.machine.host)
     if any(addresses.values()):
         slot.names = ()
     if slot.device_known is not None:

@@ -39,6 +39,7 @@ class FleetSettings:
     What all agents share.
 
     Attributes:
+        source_ip: Returns the poller's own address as it is known by now; empty while there is none.
         deliver: Takes an outcome towards core; never waits.
         positions: Where results checks go on: what core has accepted.
         results: Takes large results towards core while they come in.
@@ -48,7 +49,7 @@ class FleetSettings:
     timetable: Timetable
     scheduling: SchedulingConfig
     resilience: ResilienceConfig
-    source_ip: str
+    source_ip: Callable[[], str]
     deliver: Callable[[Outcome], None]
     positions: Mapping[CheckId, str]
     results: ResultSink
@@ -64,7 +65,7 @@ class AgentSlot:
     Attributes:
         checks: Every check of the agent by its key.
         override: The agent's address as an environment variable gives it; empty when none does.
-        device: What core is told of the agent's machine (written by the connection).
+        machine: What the agent runs on; without an address until one is found (written by the connection).
         names: What is to be looked up for it; empty once one of them had an address (written by the connection).
         device_known: Set once the first look-up has ended, whatever it found; None when nothing had to be looked up.
         client: The connection under use; None while there is none (written by the connection).
@@ -96,7 +97,7 @@ class AgentSlot:
     fleet: FleetSettings
     checks: Mapping[str, CheckConfig]
     subjects: dict[str, CheckSubject]
-    device: Device
+    machine: Device
     breaker: Breaker
     rate: BucketSettings
     bucket: Bucket
@@ -133,3 +134,9 @@ class AgentSlot:
     def name(self) -> str:
         """The agent's key in the configuration."""
         return self.config.name
+
+    @property
+    def device(self) -> Device:
+        """What core is told that the agent runs on, by now: the poller's own address stands for one not found."""
+        machine = self.machine
+        return machine if machine.ip else Device(ip=self.fleet.source_ip(), host=machine.host)

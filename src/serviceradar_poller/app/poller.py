@@ -61,10 +61,35 @@ INBOX_CYCLES = 4
 #: What the reporter keeps of its shutdown time for closing its connection.
 CLOSE_RESERVE_S = 0.3
 
+#: While the poller has no address, the interfaces are looked at this often.
+OWN_ADDRESS_LOOK_S = 1.0
+
 REPORTER_PATH = "poller/reporting/core-reporter"
 AGENTS_PATH = "poller/fleet/agents"
 ROSTER_PATH = "poller/fleet/roster"
 SERVICE_PATH = "poller/service/grpc-server"
+
+
+class OwnAddress:
+    """
+    The poller's own address, for its reports and for agents that have none: as found at the start, else an interface's.
+
+    An interface may come up after the poller, and core registers no device for a report without an address.
+    """
+
+    def __init__(self, address: str, env: Env) -> None:
+        self._address = address
+        self._env = env
+        self._looked_s = float("-inf")
+
+    def __call__(self) -> str:
+        """Return it as it is known by now; empty while there is none."""
+        if not self._address:
+            now_s = self._env.clock.monotonic()
+            if now_s - self._looked_s >= OWN_ADDRESS_LOOK_S:
+                self._looked_s = now_s
+                self._address = self._env.interface_address()
+        return self._address
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,7 +105,7 @@ class Poller:
 
     config: PollerConfig
     env: Env
-    source_ip: str
+    source_ip: OwnAddress
     timetable: Timetable
     reporting: ReportingState
     slots: dict[str, AgentSlot]
@@ -93,12 +118,10 @@ class Poller:
 
     def head(self) -> ReportHead:
         """Return what every report carries, as it is known by now."""
-        # An interface may come up after the poller: core registers no device for a report without an address.
-        self.source_ip = self.source_ip or self.env.interface_address()
         return ReportHead(
             poller_id=self.config.poller_id,
             partition=self.config.partition,
-            source_ip=self.source_ip,
+            source_ip=self.source_ip(),
             kv_store_id=self.config.kv_store_id,
         )
 
@@ -177,6 +200,7 @@ def new_poller(config: PollerConfig, env: Env, *, source_ip: str, store: ReportS
     Return everything that outlives the actors of a poller; nothing runs yet.
 
     Args:
+        source_ip: The poller's own address as it is known at the start; empty: an interface's, once one is up.
         store: Where sealed reports wait, and whoever opened it closes it; None: in memory.
     """
     store = memory_store(config, env) if store is None else store
@@ -205,13 +229,14 @@ def new_poller(config: PollerConfig, env: Env, *, source_ip: str, store: ReportS
         head=head,
         advice=advice if config.state_dir else f"{advice}, or set state_dir to keep it on disk instead of in memory",
     )
+    own_address = OwnAddress(source_ip, env)
     gate = ConnectGate(connects_per_s=config.scheduling.connects_per_s, clock=env.clock)
     fleet = FleetSettings(
         reporter=reporter,
         timetable=timetable,
         scheduling=config.scheduling,
         resilience=config.resilience,
-        source_ip=source_ip,
+        source_ip=own_address,
         deliver=reporting.inbox.put,
         positions=store.positions(),
         results=results,
@@ -229,7 +254,7 @@ def new_poller(config: PollerConfig, env: Env, *, source_ip: str, store: ReportS
     poller = Poller(
         config=config,
         env=env,
-        source_ip=source_ip,
+        source_ip=own_address,
         timetable=timetable,
         reporting=reporting,
         slots=slots,

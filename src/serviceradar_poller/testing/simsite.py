@@ -50,6 +50,7 @@ class SimSite:
 
     Attributes:
         events: Everything that was emitted, in order.
+        source_ip: The poller's own address as it was found before the start.
     """
 
     def __init__(self, config: PollerConfig, *, seed: int = 0) -> None:
@@ -60,6 +61,7 @@ class SimSite:
         }
         self.core = self.transport.the_core
         self.events: list[Event] = []
+        self.source_ip = "127.0.0.1"
         self.env = fake_env(self.transport, self.events, seed=seed)
 
     def with_environ(self, **variables: str) -> SimSite:
@@ -74,7 +76,7 @@ class SimSite:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Poller]:
         """Run the poller; stop it in order at the end."""
-        poller = new_poller(self.config, self.env, source_ip="127.0.0.1", store=self.make_store())
+        poller = new_poller(self.config, self.env, source_ip=self.source_ip, store=self.make_store())
         tree = await start_poller(poller)
         try:
             yield poller
