@@ -18,6 +18,7 @@ import asyncio
 from typing import Any
 
 from serviceradar_poller.agents.evidence import concerns_agent, is_denial, shows_life
+from serviceradar_poller.agents.health import health_of
 from serviceradar_poller.agents.machine import look_up, note_addresses
 from serviceradar_poller.agents.messages import (
     RUNNERS,
@@ -294,7 +295,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
     async def _ask_health(self, client: AgentClient, wait_s: float, evidence_s: float) -> None:
         if wait_s > 0:
             await asyncio.sleep(wait_s)
-        health, error = await _health_of(client, self._probe_timeout_s)
+        health, error = await health_of(client, self._probe_timeout_s)
         self.send_self(ProbeDone(health, error, evidence_s))
 
     @property
@@ -430,7 +431,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
         wait_s = self._slot.fleet.gate.reserve(wait_s_max=float("inf"))
         assert wait_s is not None
         await asyncio.sleep(wait_s)
-        _, error = await _health_of(candidate, self._probe_timeout_s)
+        _, error = await health_of(candidate, self._probe_timeout_s)
         self.send_self(RenewalDone(error))
 
     async def _renewal_done(self, error: CallError | None) -> None:
@@ -483,13 +484,8 @@ class ConnectionManager(Actor[ConnectionMessage]):
     # -- the agent's machine
 
     def _resolve_device(self) -> None:
-        slot = self._slot
-        if slot.names:
-
-            def tell(addresses: dict[str, tuple[str, ...]]) -> None:
-                self.send_self(DeviceResolved(addresses))
-
-            self.spawn(look_up(slot.names, slot.fleet.env, tell), name="device")
+        if self._slot.names:
+            self.spawn(look_up(self._slot, lambda found: self.send_self(DeviceResolved(found))), name="device")
 
     # -- others
 
@@ -500,13 +496,3 @@ class ConnectionManager(Actor[ConnectionMessage]):
 
     def _emit(self, event: Any) -> None:
         self._slot.fleet.env.emit(event)
-
-
-async def _health_of(client: AgentClient, timeout_s: float) -> tuple[str, CallError | None]:
-    """Ask for health; an answer of any other kind than 'not there' shows an agent that is alive."""
-    try:
-        return await client.check_health(timeout_s=timeout_s), None
-    except CallError as error:
-        if shows_life(error):
-            return "SERVICE_UNKNOWN", None
-        return "", error

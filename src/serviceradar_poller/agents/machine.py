@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from serviceradar_poller.agents.slot import AgentSlot
-from serviceradar_poller.env import Env
 from serviceradar_poller.errors import ResolveError
 from serviceradar_poller.logic.backoff import BackoffSettings, delay_s
 from serviceradar_poller.logic.device import device_ip, ip_candidates
@@ -18,14 +17,14 @@ LOOKUP_S = 2.0
 LOOKUP_RETRY = BackoffSettings(min_s=30.0, max_s=600.0)
 
 
-async def look_up(names: tuple[str, ...], env: Env, tell: Callable[[dict[str, tuple[str, ...]]], object]) -> None:
+async def look_up(slot: AgentSlot, tell: Callable[[dict[str, tuple[str, ...]]], object]) -> None:
     """
-    Resolve the first name that has an address, and go on trying while none has.
+    Resolve the first of the agent's names that has an address, and go on trying while none has.
 
     Args:
-        names: In the order of preference.
         tell: Called with what each attempt found, by name.
     """
+    names, env = slot.names, slot.fleet.env
     attempt = 0
     while True:
         addresses: dict[str, tuple[str, ...]] = {}
