@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from serviceradar_poller.agents.channel import AgentChannel, AgentStream
+from serviceradar_poller.agents.evidence import concerns_agent, shows_life
 from serviceradar_poller.agents.messages import CallFailed, CallSucceeded
 from serviceradar_poller.agents.slot import AgentSlot, Reach
 from serviceradar_poller.app.poller import new_poller
@@ -147,20 +148,24 @@ def test_a_slow_stream_is_not_a_lost_agent() -> None:
     run(main())
 
 
-def test_a_replaced_connection_is_a_timeout() -> None:
-    """A stream on a connection that was given up as silent ran out of time, as far as the agent is concerned."""
+def test_a_call_cut_by_a_replacement_says_so_and_nothing_of_the_agent() -> None:
+    """A call whose connection was put out of use fails for that reason, with what became of the agent if it is lost."""
 
     async def main() -> None:
-        bench = Bench()
-        bench.agent.hang = True
-        stream = await bench.stream()
-        client, bench.slot.client = bench.slot.client, None
-        assert client is not None
-        reader = asyncio.create_task(failure(stream))
-        await asyncio.sleep(1.0)
-        await client.close()
-        assert (await reader).reason == "timeout"
-        assert len(bench.told) == 1
+        for lost, detail in ((None, ""), (REFUSED, ": refused: connection refused")):
+            bench = Bench()
+            bench.agent.hang = True
+            bench.slot.lost = lost
+            stream = await bench.stream()
+            client, bench.slot.client = bench.slot.client, FakeAgentClient(bench.agent)
+            assert client is not None
+            reader = asyncio.create_task(failure(stream))
+            await asyncio.sleep(1.0)
+            await client.close()
+            error = await reader
+            assert error.reason == "replaced"
+            assert error.detail == f"the connection was replaced while the call was under way{detail}"
+            assert not concerns_agent(error) and not shows_life(error)
 
     run(main())
 

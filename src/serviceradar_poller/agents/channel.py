@@ -199,7 +199,7 @@ class _Permit:
     def failed(self, failure: CallError) -> CallError:
         """Tell of a failure, and return it as the caller shall see it."""
         slot = self._slot
-        error = _replaced() if failure.reason == "closed" and slot.client is not self.client else failure
+        error = _replaced(slot) if failure.reason == "closed" and slot.client is not self.client else failure
         if shows_life(error):
             slot.answered_s = slot.fleet.env.clock.monotonic()
         error = error.with_traceback(None)
@@ -269,12 +269,14 @@ def _not_made(reason: str, detail: str, code: GrpcCode = GrpcCode.RESOURCE_EXHAU
     return CallError(layer=Layer.BREAKER, code=code, reason=reason, detail=detail)
 
 
-def _replaced() -> CallError:
+def _replaced(slot: AgentSlot) -> CallError:
+    """Return the failure of a call whose client this side closed for another one: no word on the agent."""
+    why = "" if slot.lost is None else f": {slot.lost.reason}: {slot.lost.detail}"
     return CallError(
-        layer=Layer.DEADLINE,
-        code=GrpcCode.DEADLINE_EXCEEDED,
-        reason="timeout",
-        detail="the connection gave no sign of life and was replaced",
+        layer=Layer.GRPC,
+        code=GrpcCode.UNAVAILABLE,
+        reason="replaced",
+        detail=f"the connection was replaced while the call was under way{why}",
     )
 
 

@@ -36,6 +36,8 @@ from serviceradar_poller.agents.messages import (
     Rerun,
     RunFailing,
 )
+from serviceradar_poller.agents.results import STREAM_S_MAX
+from serviceradar_poller.agents.retirement import RETIRE_LOOK_S, Retirement
 from serviceradar_poller.agents.slot import AgentSlot, Reach
 from serviceradar_poller.env import AgentClient
 from serviceradar_poller.errors import CallError, GrpcCode, Layer
@@ -63,8 +65,6 @@ FAULT_RETRY_S = 30.0
 PROBE_WAIT_S_MAX = 2.0
 #: Between two attempts to prove new certificates.
 RENEWAL_RETRY = BackoffSettings(min_s=10.0, max_s=600.0)
-#: Between two looks at whether a retired connection is idle.
-RETIRE_LOOK_S = 0.5
 #: Where nothing has to be judged a client is there at once, and then checks find it; else they do not wait for it,
 #: nor long do the other agents, which start one after the other.
 FIRST_CLIENT_S = 0.005
@@ -89,6 +89,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
         "_renewing",
         "_rerun",
         "_reruns",
+        "_retired",
         "_silent_probes",
         "_slot",
         "_timer",
@@ -116,6 +117,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
         self._reruns = Reruns()
         self._rerun: Timer | None = None  # for asking again what failed, where that waits
         self._rejected = ""  # what was last told of credentials that can't be used
+        self._retired = Retirement(slot)
 
     async def init(self) -> None:
         """Prepare the client; it connects with the first call."""
@@ -143,11 +145,11 @@ class ConnectionManager(Actor[ConnectionMessage]):
             case DeviceResolved(addresses):
                 note_addresses(self._slot, addresses)
             case ClientMade(error):
-                await self._client_made(error)
+                self._client_made(error)
             case RenewConnection():
                 self._renew()
             case RenewalDone(error):
-                await self._renewal_done(error)
+                self._renewal_done(error)
             case Rerun():
                 self._run_failing()
 
@@ -160,6 +162,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
         for client in clients:
             if client is not None:
                 await client.close()
+        await self._retired.close()
 
     # -- reach
 
@@ -367,7 +370,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
             raise CallError(layer=Layer.CONFIG, code=GrpcCode.CANCELLED, reason="closed", detail="made too late")
         return client
 
-    async def _client_made(self, error: CallError | None) -> None:
+    def _client_made(self, error: CallError | None) -> None:
         slot = self._slot
         made, self._made = self._made, None
         unfit, self._unfit = self._unfit, None
@@ -375,7 +378,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
         self._making = False
         if slot.client is not None and (slot.client is not unfit or slot.reach is Reach.UP):
             if made is not None:  # the old one is in use again, or a renewal was faster
-                await made.close()
+                self._retire(made, within_s=0.0)
         elif error is not None:
             if slot.client is not None:
                 self._reject(error)
@@ -389,7 +392,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
             slot.fault = slot.admitted_s = None
             self._release()
             if unfit is not None:
-                self.spawn(unfit.close(), name="close")
+                self._retire(unfit, within_s=0.0)
             if probe:
                 self._probe()
         if self._renew_again and not self._renewing and slot.client is not None:
@@ -434,7 +437,8 @@ class ConnectionManager(Actor[ConnectionMessage]):
         _, error = await health_of(candidate, self._probe_timeout_s)
         self.send_self(RenewalDone(error))
 
-    async def _renewal_done(self, error: CallError | None) -> None:
+    def _renewal_done(self, error: CallError | None) -> None:
+        slot = self._slot
         again, self._renew_again = self._renew_again, False
         candidate, self._candidate = self._candidate, None
         self._renewing = False
@@ -442,17 +446,18 @@ class ConnectionManager(Actor[ConnectionMessage]):
             if error.security or candidate is None:
                 self._reject(error)  # anything else says nothing about the certificates
             if candidate is not None:
-                await candidate.close()
+                self._retire(candidate, within_s=0.0)
             if again:
                 self._renew()
             else:
                 self._renew_later()
             return
-        old, self._slot.client = self._slot.client, candidate
+        old, slot.client = slot.client, candidate
         if old is not None:
-            self.spawn(self._retire(old), name="retire")
+            # Calls under way on it have their time: the longest ends by itself before it is closed.
+            self._retire(old, within_s=max(slot.fleet.scheduling.check_timeout_s, STREAM_S_MAX) + RETIRE_LOOK_S)
         self._renewals, self._rejected = 0, ""
-        self._emit(CredentialsRenewed(peer=self._slot.name))
+        self._emit(CredentialsRenewed(peer=slot.name))
         if again:
             self._renew()
 
@@ -473,13 +478,9 @@ class ConnectionManager(Actor[ConnectionMessage]):
             self._rejected = error.detail
             self._emit(CredentialsRejected(peer=self._slot.name, error=error.detail))
 
-    async def _retire(self, client: AgentClient) -> None:
-        """Close a connection once the calls that were under way on it have ended, or have had their time."""
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + self._slot.fleet.scheduling.check_timeout_s
-        while self._slot.calls.get(client) and loop.time() < until_s:  # noqa: ASYNC110 — rare, and short
-            await asyncio.sleep(RETIRE_LOOK_S)
-        await client.close()
+    def _retire(self, client: AgentClient, *, within_s: float) -> None:
+        self._retired.add(client)
+        self.spawn(self._retired.drain(client, within_s=within_s), name="retire")
 
     # -- the agent's machine
 

@@ -1,0 +1,105 @@
+"""Results that stream for minutes, and what happens to their agent's connection and actors meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+
+import pytest
+
+from serviceradar_poller.agents import pull
+from serviceradar_poller.agents.messages import RenewConnection
+from serviceradar_poller.app.poller import AGENTS_PATH, Poller
+from serviceradar_poller.config.model import CheckConfig, SecurityConfig, SecurityMode
+from serviceradar_poller.errors import CallError
+from serviceradar_poller.events.polling import AgentLost, CheckFinished, CredentialsRenewed
+from serviceradar_poller.otp import Ref
+from serviceradar_poller.testing.fakes import FakeAgent
+from serviceradar_poller.testing.simloop import run
+from serviceradar_poller.testing.simsite import PING, SimSite, agent_config, site_config, until
+from serviceradar_poller.wire.messages import ResultsChunk, ResultsRequest
+
+SYNC = CheckConfig(service_type="sync", service_name="sync", results_interval_s=600.0)
+MTLS = SecurityConfig(mode=SecurityMode.MTLS)
+CHUNKS = 100
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is large begins at 2 KB."""
+    monkeypatch.setattr(pull, "SMALL_BYTES_MAX", 2_000)
+
+
+def _chunk(index: int, count: int = CHUNKS) -> ResultsChunk:
+    return ResultsChunk(
+        data=b"[" + b",".join([b'{"ip":"10.0.0.1"}'] * 40) + b"]",
+        chunk_index=index,
+        total_chunks=count,
+        is_final=index == count - 1,
+        current_sequence="7",
+    )
+
+
+def _flowing(request: ResultsRequest) -> Iterator[ResultsChunk | float]:
+    """A chunk each second, for longer than a plain call may take."""
+    for index in range(CHUNKS):
+        yield _chunk(index)
+        yield 1.0
+
+
+def _site(stream: Callable[[ResultsRequest], Iterable[ResultsChunk | CallError | float]]) -> tuple[SimSite, FakeAgent]:
+    site = SimSite(site_config([agent_config("a", PING, SYNC, security=MTLS)], interval_s=30.0))
+    site.agents["a"].stream = stream
+    return site, site.agents["a"]
+
+
+def _actor(poller: Poller, name: str) -> Ref[object]:
+    assert poller.tree is not None
+    ref = poller.tree.system.whereis(f"{AGENTS_PATH}/a/{name}")
+    assert isinstance(ref, Ref)
+    return ref
+
+
+def _pulls(site: SimSite) -> list[CheckFinished]:
+    return [event for event in site.of(CheckFinished) if event.kind == "results"]
+
+
+def test_w23_a_rotation_leaves_a_long_stream_its_time() -> None:
+    """A stream that takes longer than a plain call may ends on the old connection, which is closed after it."""
+
+    async def main() -> None:
+        site, agent = _site(_flowing)
+        async with site.running() as poller:
+            await asyncio.sleep(10.0)
+            old = poller.slots["a"].client
+            _actor(poller, "connection").cast(RenewConnection())
+            await until(lambda: site.of(CredentialsRenewed), within_s=5.0)
+            await until(lambda: _pulls(site), within_s=120.0)
+            await asyncio.sleep(1.0)
+            assert [client.closed for client in site.transport.clients if client is old] == [True]
+        assert [event.outcome for event in _pulls(site)] == ["available"]
+        assert agent.streamed == CHUNKS
+        assert not site.of(AgentLost)
+
+    run(main())
+
+
+@pytest.mark.parametrize("ends", ["crash", "stop"])
+def test_a_client_that_is_being_retired_is_closed_with_its_actor(ends: str) -> None:
+    """Whatever ends the connection's actor while an old client drains, none is left open."""
+
+    async def main() -> None:
+        site, _ = _site(_flowing)
+        async with site.running() as poller:
+            await asyncio.sleep(10.0)
+            _actor(poller, "connection").cast(RenewConnection())
+            await until(lambda: site.of(CredentialsRenewed), within_s=5.0)
+            await asyncio.sleep(3.0)
+            assert poller.tree is not None
+            if ends == "crash":
+                poller.tree.crash(f"{AGENTS_PATH}/a/connection", RuntimeError("by the test"))
+                await asyncio.sleep(200.0)
+                assert len([client for client in site.transport.clients if not client.closed]) == 2  # with core's
+        assert all(client.closed for client in site.transport.clients)
+
+    run(main())
