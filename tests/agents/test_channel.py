@@ -76,6 +76,23 @@ def test_chunks_are_pulled_one_by_one() -> None:
     run(main())
 
 
+def test_each_chunk_is_a_sign_of_life() -> None:
+    """An agent that streams has answered just now, and one that was taken for lost is told of again."""
+
+    async def main() -> None:
+        bench = Bench()
+        bench.agent.stream = _holding(*(item for chunk in chunks(3) for item in (2.0, chunk)))
+        stream = await bench.stream()
+        await stream.read()
+        await stream.read()
+        assert bench.slot.answered_s == now_s() and bench.told == []
+        bench.slot.reach = Reach.DOWN
+        await stream.read()
+        assert bench.slot.answered_s == now_s() and bench.told == [CallSucceeded()]
+
+    run(main())
+
+
 def test_an_endless_stream_is_taken_as_far_as_it_is_read() -> None:
     """An agent that never ends costs what is read of it."""
 
@@ -108,7 +125,8 @@ def test_the_first_answer_is_told_once() -> None:
             bench.agent.stream = _holding(*chunks(count))
             stream = await bench.stream()
             while await stream.read() is not None:
-                pass
+                assert bench.told == [CallSucceeded()]
+                bench.slot.reach = Reach.UP
             assert bench.told == [CallSucceeded()]
 
     run(main())

@@ -84,6 +84,23 @@ def test_w23_a_rotation_leaves_a_long_stream_its_time() -> None:
     run(main())
 
 
+def test_an_agent_that_streams_is_alive_although_all_else_is_silent() -> None:
+    """While chunks flow, neither checks nor health probes without an answer take the connection from the stream."""
+
+    async def main() -> None:
+        site, agent = _site(_flowing)
+        async with site.running():
+            await until(lambda: agent.streamed, within_s=5.0)
+            agent.hang_methods = {"health", "status"}
+            await until(lambda: _pulls(site), within_s=120.0)
+            agent.hang_methods = set()
+        assert [event.outcome for event in _pulls(site)] == ["available"]
+        assert not site.of(AgentLost)
+        assert site.transport.opened["a:50051"] == 1
+
+    run(main())
+
+
 @pytest.mark.parametrize("ends", ["crash", "stop"])
 def test_a_client_that_is_being_retired_is_closed_with_its_actor(ends: str) -> None:
     """Whatever ends the connection's actor while an old client drains, none is left open."""

@@ -223,7 +223,7 @@ class _Permit:
 
 class AgentStream:
     """
-    A streamed result of one agent; the first answer and a failure are told on, each once.
+    A streamed result of one agent. Each chunk is an answer, and shows that the agent lives; a failure is told once.
 
     A stream that is cancelled says nothing of the agent, and neither does one that began and took too long: an agent
     that answers slowly is there.
@@ -251,7 +251,7 @@ class AgentStream:
             else:
                 self._failure = self._permit.failed(error)
             raise self._failure from None
-        if not self._answered:
+        if chunk is not None or not self._answered:
             self._answered = True
             self._permit.answered()
         if chunk is None:
