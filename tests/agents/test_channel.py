@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from serviceradar_poller.agents.channel import AgentChannel, AgentStream
-from serviceradar_poller.agents.evidence import concerns_agent, shows_life
+from serviceradar_poller.agents.evidence import CallCut, concerns_agent, shows_life
 from serviceradar_poller.agents.messages import CallFailed, CallSucceeded
 from serviceradar_poller.agents.slot import AgentSlot, Reach
 from serviceradar_poller.app.poller import new_poller
@@ -188,6 +188,31 @@ def test_a_call_cut_by_a_replacement_says_so_and_nothing_of_the_agent() -> None:
     run(main())
 
 
+def test_calls_that_find_no_client_or_lose_it_have_no_outcome() -> None:
+    """Without a client there is no actor for the connection either: nothing is told of the agent, nor of the check."""
+
+    async def main() -> None:
+        bench = Bench()
+        bench.agent.hang = True
+        client = bench.slot.client
+        assert client is not None
+        stream = await bench.stream()
+        calls: list[asyncio.Task[object]] = [
+            asyncio.create_task(bench.channel.get_status(STATUS, timeout_s=10.0)),
+            asyncio.create_task(bench.channel.get_results(REQUEST, timeout_s=10.0)),
+            asyncio.create_task(stream.read()),
+        ]
+        await asyncio.sleep(1.0)
+        bench.slot.client = None
+        await client.close()
+        calls.append(asyncio.create_task(bench.stream()))
+        await asyncio.wait(calls)
+        assert [type(call.exception()) for call in calls] == [CallCut] * 4
+        assert bench.told == [] and not bench.slot.calls
+
+    run(main())
+
+
 def test_a_cancelled_reader_cancels_the_stream() -> None:
     """Cancelling the task that reads ends the call, and is not swallowed."""
 
@@ -207,7 +232,7 @@ def test_a_cancelled_reader_cancels_the_stream() -> None:
 
 
 def test_who_is_not_asked() -> None:
-    """Unusable settings, an open breaker, no connection and a full bucket refuse a stream before it begins."""
+    """Unusable settings, an open breaker and a full bucket refuse a stream before it begins."""
 
     async def main() -> None:
         async def refusal(bench: Bench) -> str:
@@ -222,9 +247,6 @@ def test_who_is_not_asked() -> None:
         bench = Bench()
         bench.slot.breaker = replace(bench.slot.breaker, state=BreakerState.OPEN, cause="refused")
         assert await refusal(bench) == "breaker_open"
-        bench = Bench()
-        bench.slot.client = None
-        assert await refusal(bench) == "no_connection"
         bench = Bench()
         for _ in range(int(bench.slot.rate.burst)):
             await bench.stream()

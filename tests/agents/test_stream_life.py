@@ -120,3 +120,73 @@ def test_a_client_that_is_being_retired_is_closed_with_its_actor(ends: str) -> N
         assert all(client.closed for client in site.transport.clients)
 
     run(main())
+
+
+def _told(site: SimSite) -> list[bool]:
+    """Return what core was told of the streamed result, each time."""
+    return [
+        status.available
+        for _, _, _, statuses in site.core.reports
+        for status in statuses
+        if status.service_name == "sync"
+    ]
+
+
+def test_a_stop_while_a_large_result_comes_in_tells_nothing_of_it() -> None:
+    """An orderly stop is no failure of the agent's: the result is pulled when there is a poller again."""
+
+    async def main() -> None:
+        site, agent = _site(_flowing)
+        async with site.running():
+            await until(lambda: agent.streamed > 10, within_s=30.0)
+        assert _told(site) == [] and _pulls(site) == []
+
+    run(main())
+
+
+@pytest.mark.parametrize("victim", ["breaker", "scheduler", "connection"])
+def test_a_large_result_whose_actors_start_again_is_pulled_again(victim: str) -> None:
+    """What the crash of another actor of the agent cuts has no outcome but that of the pull that follows."""
+
+    async def main() -> None:
+        site, agent = _site(_flowing)
+        async with site.running() as poller:
+            await until(lambda: agent.streamed > 10, within_s=30.0)
+            assert poller.tree is not None
+            poller.tree.crash(f"{AGENTS_PATH}/a/{victim}", RuntimeError("by the test"))
+            await asyncio.sleep(3.0)
+            assert len(_streams(agent)) == 2
+            await until(lambda: _pulls(site), within_s=120.0)
+            await until(lambda: _told(site), within_s=10.0)
+        assert [event.outcome for event in _pulls(site)] == ["available"]
+        assert all(_told(site))
+        assert not site.of(AgentLost)
+
+    run(main())
+
+
+def _streams(agent: FakeAgent) -> list[float]:
+    return [time_s for time_s, call in agent.calls if call == "stream"]
+
+
+def test_a_crash_of_the_connection_is_no_failed_check() -> None:
+    """Checks that were under way run again with the next incarnation; core hears of no trouble meanwhile."""
+
+    async def main() -> None:
+        site = SimSite(site_config([agent_config("a")], interval_s=30.0))
+        agent = site.agents["a"]
+        async with site.running() as poller:
+            await asyncio.sleep(25.0)
+            agent.hang = True
+            before = len(agent.requests)
+            await until(lambda: len(agent.requests) == before + 2, within_s=30.0)
+            assert poller.tree is not None
+            poller.tree.crash(f"{AGENTS_PATH}/a/connection", RuntimeError("by the test"))
+            await asyncio.sleep(0.3)
+            agent.hang = False
+            await until(lambda: len(agent.requests) == before + 4, within_s=1.5)
+            await asyncio.sleep(40.0)
+        assert {event.outcome for event in site.of(CheckFinished)} == {"available"}
+        assert all(status.available for _, _, _, statuses in site.core.reports for status in statuses)
+
+    run(main())

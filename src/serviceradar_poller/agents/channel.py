@@ -3,7 +3,8 @@ The way every call to an agent takes: fault, breaker, rate limit, gate, then the
 
 A channel is used by many tasks at once. It keeps nothing of its own: state stands in the slot, decisions are the
 connection's and the breaker's, which hear of successes and failures by message. A call that was not made (breaker,
-limits) is no failure of the agent, and is not told.
+limits) is no failure of the agent, and is not told. One that finds no client, or loses it, has no outcome: the
+connection's actor has ended, and whoever makes the call is about to.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from serviceradar_poller.agents.evidence import shows_life
+from serviceradar_poller.agents.evidence import CallCut, shows_life
 from serviceradar_poller.agents.messages import CallFailed, CallSucceeded
 from serviceradar_poller.agents.slot import AgentSlot, Reach
 from serviceradar_poller.env import AgentClient, ResultsStream
@@ -41,7 +42,7 @@ class AgentChannel:
         self._tell = tell
 
     async def get_status(self, request: StatusRequest, *, timeout_s: float) -> StatusResponse:
-        """Ask for the status of one check; raises CallError."""
+        """Ask for the status of one check; raises CallError, CallCut."""
         permit = self._admit_now(timeout_s) or await self._admit(timeout_s)
         try:
             answer = await permit.client.get_status(request, timeout_s=permit.rest_s)
@@ -53,7 +54,7 @@ class AgentChannel:
         return answer
 
     async def get_results(self, request: ResultsRequest, *, timeout_s: float) -> ResultsResponse:
-        """Ask for a result set in one message; raises CallError."""
+        """Ask for a result set in one message; raises CallError, CallCut."""
         permit = self._admit_now(timeout_s) or await self._admit(timeout_s)
         try:
             answer = await permit.client.get_results(request, timeout_s=permit.rest_s)
@@ -70,6 +71,7 @@ class AgentChannel:
 
         Raises:
             CallError: The agent is not to be asked now; what the call itself comes to is for the reader.
+            CallCut: There is nobody to ask it by.
         """
         permit = await self._admit(timeout_s)
         return AgentStream(permit, permit.client.stream_results(request, timeout_s=permit.rest_s))
@@ -93,7 +95,7 @@ class AgentChannel:
         return _Permit(slot, client, self._tell, now_s, now_s + timeout_s, trial=False)
 
     async def _admit(self, timeout_s: float) -> _Permit:
-        """Let a call through breaker, rate limit and gate; raises CallError where it is not to be made."""
+        """Let a call through breaker, rate limit and gate; raises CallError or CallCut where it is not to be made."""
         slot = self._slot
         begin_s = slot.fleet.env.clock.monotonic()
         if slot.fault is not None:
@@ -107,7 +109,7 @@ class AgentChannel:
                 await self._wait_client(slot.making, timeout_s)
             await self._wait_turn(begin_s + timeout_s)
             if slot.client is None:
-                raise _not_made("no_connection", "the connection is being rebuilt", GrpcCode.UNAVAILABLE)
+                raise CallCut
         except BaseException:
             slot.trial = slot.trial and not trial
             raise
@@ -197,9 +199,18 @@ class _Permit:
             self._tell(CallSucceeded())
 
     def failed(self, failure: CallError) -> CallError:
-        """Tell of a failure, and return it as the caller shall see it."""
+        """
+        Tell of a failure, and return it as the caller shall see it.
+
+        Raises:
+            CallCut: It is none.
+        """
         slot = self._slot
-        error = _replaced(slot) if failure.reason == "closed" and slot.client is not self.client else failure
+        error = failure
+        if failure.reason == "closed" and slot.client is not self.client:
+            if slot.client is None:
+                raise CallCut
+            error = _replaced(slot)
         if shows_life(error):
             slot.answered_s = slot.fleet.env.clock.monotonic()
         error = error.with_traceback(None)
@@ -239,7 +250,7 @@ class AgentStream:
         self._cancelled = False
 
     async def read(self) -> ResultsChunk | None:
-        """Return the next chunk, None at the end. Raises CallError."""
+        """Return the next chunk, None at the end. Raises CallError, CallCut."""
         if self._failure is not None:
             raise self._failure.with_traceback(None)
         try:

@@ -12,6 +12,10 @@ _NOT_ALIVE_CODES = frozenset(
 _NORMAL_ENDS = frozenset({"closed", "cancelled", "goaway", "refused_stream", "replaced"})
 
 
+class CallCut(Exception):  # noqa: N818 — no failure
+    """Our own actors start again or stop, and the call with them: it has no outcome and is to be made again."""
+
+
 def shows_life(error: CallError) -> bool:
     """Whether the agent itself answered, if only to say no."""
     return error.layer is Layer.APPLICATION or (error.layer is Layer.GRPC and error.code not in _NOT_ALIVE_CODES)

@@ -22,13 +22,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from serviceradar_poller.agents.channel import AgentStream
+from serviceradar_poller.agents.evidence import CallCut
 from serviceradar_poller.agents.sink import ResultSink, ResultWriter
 from serviceradar_poller.errors import CallError, GrpcCode, Layer, SpoolWriteError
 from serviceradar_poller.flow import END, Abort, End, Event, Poison, Source, flow
 from serviceradar_poller.logic.merge import MergeError
 from serviceradar_poller.logic.reports import CheckId
 from serviceradar_poller.logic.streamed import StreamedResult, StreamedStatus, feed, finish
-from serviceradar_poller.otp import KernelError, SupervisorRef, System
+from serviceradar_poller.otp import KernelError, StartFailed, SupervisorRef, System
 from serviceradar_poller.wire.messages import ResultsChunk
 
 #: A message up to this size is told with the next report, as all others are.
@@ -75,6 +76,7 @@ class Pull:
             under, id: Tree path of the supervisor that a pipeline would stand under, and its place there.
         Raises:
             CallError: There is no result, and why; nothing is left of it.
+            CallCut: The agent's actors are being stopped; nothing is left of it.
         """
         try:
             message = await self._begin()
@@ -120,7 +122,7 @@ class Pull:
         return Pulled(result=result, message=None)
 
     async def _rest(self, system: System, under: str, id: str) -> None:
-        """Run the pipeline that reads, merges and writes all chunks that follow. Raises CallError."""
+        """Run the pipeline that reads, merges and writes all chunks that follow. Raises CallError, CallCut."""
         pipeline = (
             flow(
                 _Chunks(self._stream),
@@ -135,16 +137,18 @@ class Pull:
         )
         supervisor = system.whereis(under)
         if not isinstance(supervisor, SupervisorRef):
-            raise _stopped()
+            raise CallCut
         try:
             outcome = await pipeline.run(under=supervisor)
         except KernelError as error:
-            raise _stopped() from error
+            if isinstance(error, StartFailed) and not isinstance(error.cause, KernelError):
+                raise _crashed(error) from error
+            raise CallCut from None
         if outcome.complete:
             return
         match outcome.error:
-            case None:
-                raise _stopped()
+            case None | CallCut():
+                raise CallCut
             case _Failed(failure=failure) | (CallError() as failure):
                 raise failure.with_traceback(None)
             case bug:
@@ -219,15 +223,6 @@ def _too_slow(timeout_s: float) -> CallError:
         code=GrpcCode.DEADLINE_EXCEEDED,
         reason="timeout",
         detail=f"the result was not whole and written within {timeout_s:g} s",
-    )
-
-
-def _stopped() -> CallError:
-    return CallError(
-        layer=Layer.APPLICATION,
-        code=GrpcCode.ABORTED,
-        reason="stopped",
-        detail="the agent's actors were stopped while the result came in",
     )
 
 

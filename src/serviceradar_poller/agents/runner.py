@@ -14,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Iterable
 
 from serviceradar_poller.agents.channel import BREAKER_OPEN, AgentChannel
-from serviceradar_poller.agents.evidence import is_denial
+from serviceradar_poller.agents.evidence import CallCut, is_denial
 from serviceradar_poller.agents.messages import (
     AnsweredAs,
     CallFailed,
@@ -57,6 +57,8 @@ DEVICE_WAIT_S = 5.0
 TIMER_S_MIN = 0.001
 #: Runs under way may end by themselves for so long when the runner is told to stop; then they are cut.
 STOP_GRACE_S = 1.0
+#: A run that was cut begins again after so long where its runner lives on; else its successor sees to it.
+CUT_AGAIN_S = 0.25
 
 
 #: What the delay between two attempts of one check grows to, and its spread each way.
@@ -97,7 +99,7 @@ class CheckRunner(Actor[RunnerMessage]):
 
     @abstractmethod
     async def ask(self, subject: CheckSubject, tick: int, timeout_s: float) -> Outcome | None:
-        """Ask the agent once; return None where there is nothing to ask. Raises CallError."""
+        """Ask the agent once; return None where there is nothing to ask. Raises CallError, CallCut."""
 
     def retry_delay_s(self, key: str, outcome: Outcome) -> float | None:
         """Return after how long a failed check is worth another run before its time; None: not before its time."""
@@ -207,7 +209,13 @@ class CheckRunner(Actor[RunnerMessage]):
     async def _run(self, subject: CheckSubject, each: Due) -> None:
         now = self.child.system.now
         begin_s = now()
-        outcome, attempts = await self._outcome(subject, each, begin_s)
+        try:
+            outcome, attempts = await self._outcome(subject, each, begin_s)
+        except CallCut:
+            await asyncio.sleep(CUT_AGAIN_S)
+            self._again |= {each.key}
+            self.send_self(CheckDone(each.key, ok=False, retry_delay_s=None))
+            return
         latency_s = now() - begin_s
         if outcome is None:
             self.send_self(CheckDone(each.key, ok=True, retry_delay_s=None))
@@ -216,7 +224,7 @@ class CheckRunner(Actor[RunnerMessage]):
         self.send_self(CheckDone(each.key, outcome.ok, self.retry_delay_s(each.key, outcome)))
 
     async def _outcome(self, subject: CheckSubject, each: Due, begin_s: float) -> tuple[Outcome | None, int]:
-        """Ask until there is an answer, the failure is final, or time or budget is used up."""
+        """Ask until there is an answer, the failure is final, or time or budget is used up. Raises CallCut."""
         slot = self._slot
         fleet = slot.fleet
         now = self.child.system.now
