@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from serviceradar_poller.agents.connection import FAULT_RETRY_S
-from serviceradar_poller.agents.messages import RenewConnection
+from serviceradar_poller.agents.messages import Probe, RenewConnection
 from serviceradar_poller.agents.roster import RenewConnections
 from serviceradar_poller.agents.slot import Reach
 from serviceradar_poller.config.model import SecurityConfig, SecurityMode, TlsConfig
@@ -22,7 +22,7 @@ from serviceradar_poller.events.polling import (
     CredentialsRenewed,
 )
 from serviceradar_poller.otp import Ref
-from serviceradar_poller.testing.fakes import FakeAgent
+from serviceradar_poller.testing.fakes import TIMEOUT, FakeAgent
 from serviceradar_poller.testing.simloop import run
 from serviceradar_poller.testing.simsite import SimSite, agent_config, site_config, until
 
@@ -389,5 +389,39 @@ def test_w23_rotations_that_fail_are_one_retry_together() -> None:
             site.transport.unusable.clear()
             await asyncio.sleep(1_300.0)
             assert len(site.of(CredentialsRenewed)) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("reach", [Reach.UP, Reach.DOWN])
+def test_w23_a_probe_of_a_connection_that_was_renewed_says_nothing(reach: Reach) -> None:
+    """An old connection that turns out dead loses no agent whose new one was proven; a proof finds a lost agent."""
+
+    async def main() -> None:
+        site = SimSite(site_config([agent_config("a", security=MTLS)], interval_s=60.0))
+        agent = site.agents["a"]
+        async with site.running() as poller:
+            assert poller.tree is not None
+            await asyncio.sleep(30.0)
+            connection = poller.tree.system.whereis("poller/fleet/agents/a/connection")
+            assert isinstance(connection, Ref)
+            old = poller.slots["a"].client
+
+            async def silent(*, timeout_s: float) -> str:
+                await asyncio.sleep(timeout_s)
+                raise TIMEOUT.with_traceback(None)
+
+            old.check_health = silent  # type: ignore[method-assign, union-attr]
+            connection.cast(Probe())
+            if reach is Reach.DOWN:
+                await until(lambda: site.of(AgentLost), within_s=6.0)
+            await asyncio.sleep(1.0)
+            connection.cast(RenewConnection())
+            await until(lambda: site.of(CredentialsRenewed), within_s=1.0)
+            assert poller.slots["a"].reach is Reach.UP
+            await asyncio.sleep(15.0)
+            assert poller.slots["a"].reach is Reach.UP
+            assert len(_calls(agent, "health", 30.0)) <= 3
+        assert len(site.of(AgentLost)) == (reach is Reach.DOWN)
 
     run(main())

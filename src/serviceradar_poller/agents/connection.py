@@ -148,8 +148,8 @@ class ConnectionManager(Actor[ConnectionMessage]):
                 self._client_made(error)
             case RenewConnection():
                 self._renew()
-            case RenewalDone(error):
-                self._renewal_done(error)
+            case RenewalDone(health, error):
+                self._renewal_done(health, error)
             case Rerun():
                 self._run_failing()
 
@@ -299,7 +299,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
         if wait_s > 0:
             await asyncio.sleep(wait_s)
         health, error = await health_of(client, self._probe_timeout_s)
-        self.send_self(ProbeDone(health, error, evidence_s))
+        self.send_self(ProbeDone(client, health, error, evidence_s))
 
     @property
     def _probe_timeout_s(self) -> float:
@@ -311,7 +311,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
         if error is None:
             self._tell_health(done.health, "")
             self._reached(probe=True)
-        elif error.reason == "closed":  # our own replacement of the client; the new one will be probed
+        elif done.client is not slot.client:  # it was replaced meanwhile: this is no word on the one in use
             self._probe_after(slot.fleet.resilience.reconnect_min_s)
         elif error.layer is Layer.DEADLINE and (done.since_s == float("inf") or slot.answered_s > done.since_s):
             # It answers other calls: only its health service is silent.
@@ -429,15 +429,15 @@ class ConnectionManager(Actor[ConnectionMessage]):
         try:
             candidate = self._candidate = await self._new_client(fresh=True)
         except CallError as unusable:
-            self.send_self(RenewalDone(unusable.with_traceback(None)))
+            self.send_self(RenewalDone("", unusable.with_traceback(None)))
             return
         wait_s = self._slot.fleet.gate.reserve(wait_s_max=float("inf"))
         assert wait_s is not None
         await asyncio.sleep(wait_s)
-        _, error = await health_of(candidate, self._probe_timeout_s)
-        self.send_self(RenewalDone(error))
+        health, error = await health_of(candidate, self._probe_timeout_s)
+        self.send_self(RenewalDone(health, error))
 
-    def _renewal_done(self, error: CallError | None) -> None:
+    def _renewal_done(self, health: str, error: CallError | None) -> None:
         slot = self._slot
         again, self._renew_again = self._renew_again, False
         candidate, self._candidate = self._candidate, None
@@ -458,6 +458,9 @@ class ConnectionManager(Actor[ConnectionMessage]):
             self._retire(old, within_s=max(slot.fleet.scheduling.check_timeout_s, STREAM_S_MAX) + RETIRE_LOOK_S)
         self._renewals, self._rejected = 0, ""
         self._emit(CredentialsRenewed(peer=slot.name))
+        slot.answered_s = self.system.now()
+        self._tell_health(health, "")
+        self._reached(probe=True)
         if again:
             self._renew()
 

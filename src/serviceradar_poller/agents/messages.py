@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from serviceradar_poller.env import AgentClient
 from serviceradar_poller.errors import CallError
 from serviceradar_poller.values import quick
 
@@ -31,8 +32,15 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class ProbeDone:
-    """The probe's result: the agent's own health, or why it could not be asked; a silence counts from ``since_s``."""
+    """
+    The probe's result: the agent's own health, or why it could not be asked.
 
+    Attributes:
+        client: The one that was asked.
+        since_s: A silence counts from then.
+    """
+
+    client: AgentClient
     health: str
     error: CallError | None
     since_s: float
@@ -59,8 +67,9 @@ class RenewConnection:
 
 @dataclass(frozen=True, slots=True)
 class RenewalDone:
-    """What came of proving the new connection."""
+    """What came of proving the new connection: the agent's own health over it, or why it is not to be used."""
 
+    health: str
     error: CallError | None
 
 

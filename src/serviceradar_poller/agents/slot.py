@@ -80,7 +80,7 @@ class AgentSlot:
         rate: Requests per second to this agent; far above its schedule, it stops a runaway.
         bucket: Written by the channel, which every call passes.
         admitted_s: When calls may use the connection that is being opened; None before one asked for it.
-        answered_s: When the agent last answered anything (written by the channel).
+        answered_s: When the agent last answered anything (written by the channel, for a renewal by the connection).
         calls: Calls under way by client (written by the channel).
         lost: Why the agent is DOWN (written by the connection).
         budget: Retries, written by whoever calls.
