@@ -65,23 +65,24 @@ class CallError(PollerError):
         code: The gRPC status, the peer's or the one that the client library gave.
         detail: What happened, in words for an operator; never holds a secret.
         reason: A short stable token for metrics and grouping: ``refused``, ``timeout``, ``tls``, ``unavailable`` …
+        begun: Part of the answer had come.
     """
 
-    def __init__(self, *, layer: Layer, code: GrpcCode, detail: str, reason: str) -> None:
+    def __init__(self, *, layer: Layer, code: GrpcCode, detail: str, reason: str, begun: bool = False) -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.layer = layer
         self.code = code
         self.detail = detail
         self.reason = reason
+        self.begun = begun
 
     @property
     def retryable(self) -> bool:
-        """Whether the same call may succeed when it is made again soon."""
-        return self.code in RETRYABLE_CODES and self.layer not in (
-            Layer.TLS,
-            Layer.CONFIG,
-            Layer.BREAKER,
-            Layer.APPLICATION,
+        """Whether the same call may succeed when it is made again soon, and costs no more than it did."""
+        return (
+            self.code in RETRYABLE_CODES
+            and self.layer not in (Layer.TLS, Layer.CONFIG, Layer.BREAKER, Layer.APPLICATION)
+            and not self.begun
         )
 
     @property

@@ -139,6 +139,49 @@ def test_a_missing_service_is_told_for_a_sync_and_not_for_a_sweep() -> None:
     run(main())
 
 
+def _grpc(code: GrpcCode) -> CallError:
+    return CallError(layer=Layer.GRPC, code=code, detail="x", reason=code.name.lower())
+
+
+def _results(site: SimSite) -> list[CheckFinished]:
+    return [event for event in site.of(CheckFinished) if event.kind == "results"]
+
+
+def test_a_stream_that_breaks_after_its_first_chunk_is_not_pulled_again_at_once() -> None:
+    """All of it would be read again: the next pull is that of a failed check; without a chunk it is a call like any."""
+
+    async def main(before: int, pulls: int) -> None:
+        site = SimSite(site_config([agent_config("a", PING, SYNC)]))
+        agent = site.agents["a"]
+        async with site.running():
+            await until(lambda: _told(site, "sync"), within_s=10.0)  # the agent is known
+            agent.stream = lambda request: [*_chunks(b"[1]", b"[2]")[:before], _grpc(GrpcCode.UNAVAILABLE)]
+            agent.calls.clear()
+            await until(lambda: len(_results(site)) == 2, within_s=610.0)
+            await asyncio.sleep(3.0)
+            assert (_results(site)[1].reason, _results(site)[1].attempts) == ("unavailable", pulls)
+            assert [call for _, call in agent.calls].count("stream") == pulls
+
+    run(main(before=1, pulls=1))
+    run(main(before=0, pulls=3))
+
+
+@pytest.mark.parametrize("check", [SYNC, SWEEP])
+def test_a_service_that_goes_missing_in_the_middle_is_a_failure(check: CheckConfig) -> None:
+    """NOT_FOUND after a chunk is no service that is not there: what had come is lost, which is told and mended."""
+
+    async def main() -> None:
+        site = SimSite(site_config([agent_config("a", PING, check)]))
+        answers: list[Items] = [[*_chunks(b"[1]", b"[2]")[:1], _grpc(GrpcCode.NOT_FOUND)], _chunks(b"[1,2,3]")]
+        site.agents["a"].stream = lambda request: answers.pop(0) if len(answers) > 1 else answers[0]
+        async with site.running():
+            await until(lambda: _told(site, check.service_name), within_s=20.0)
+        first = next(event for event in site.of(CheckFinished) if event.kind == "results")
+        assert (first.outcome, first.reason) == ("failed", "not_found")
+
+    run(main())
+
+
 def test_an_endless_stream_ends_at_the_limit_and_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """A result above what is held is told as failed; other checks go on in time."""
     monkeypatch.setattr(results, "STREAM_LIMITS", MergeLimits(total_bytes_max=10_000))

@@ -210,7 +210,7 @@ class _Permit:
         if failure.reason == "closed" and slot.client is not self.client:
             if slot.client is None:
                 raise CallCut
-            error = _replaced(slot)
+            error = _replaced(slot, begun=failure.begun)
         if shows_life(error):
             slot.answered_s = slot.fleet.env.clock.monotonic()
         error = error.with_traceback(None)
@@ -236,6 +236,8 @@ class AgentStream:
     """
     A streamed result of one agent. Each chunk is an answer, and shows that the agent lives; a failure is told once.
 
+    A failure after the first chunk says that the answer had begun: all of it would be read again.
+
     A stream that is cancelled says nothing of the agent, and neither does one that began and took too long: an agent
     that answers slowly is there.
 
@@ -257,10 +259,10 @@ class AgentStream:
             chunk = await self._stream.read()
         except CallError as error:
             self._permit.end()
-            if self._cancelled or (self._answered and error.layer is Layer.DEADLINE):
-                self._failure = error
-            else:
-                self._failure = self._permit.failed(error)
+            failure = _once_begun(error) if self._answered else error
+            if not self._cancelled and not (self._answered and error.layer is Layer.DEADLINE):
+                failure = self._permit.failed(failure)
+            self._failure = failure
             raise self._failure from None
         if chunk is not None or not self._answered:
             self._answered = True
@@ -280,7 +282,7 @@ def _not_made(reason: str, detail: str, code: GrpcCode = GrpcCode.RESOURCE_EXHAU
     return CallError(layer=Layer.BREAKER, code=code, reason=reason, detail=detail)
 
 
-def _replaced(slot: AgentSlot) -> CallError:
+def _replaced(slot: AgentSlot, *, begun: bool) -> CallError:
     """Return the failure of a call whose client this side closed for another one: no word on the agent."""
     why = "" if slot.lost is None else f": {slot.lost.reason}: {slot.lost.detail}"
     return CallError(
@@ -288,7 +290,12 @@ def _replaced(slot: AgentSlot) -> CallError:
         code=GrpcCode.UNAVAILABLE,
         reason="replaced",
         detail=f"the connection was replaced while the call was under way{why}",
+        begun=begun,
     )
+
+
+def _once_begun(failure: CallError) -> CallError:
+    return CallError(layer=failure.layer, code=failure.code, reason=failure.reason, detail=failure.detail, begun=True)
 
 
 def _refused_by_breaker(slot: AgentSlot) -> CallError:

@@ -70,7 +70,7 @@ class ResultsStreamer(CheckRunner):
             try:
                 return await self._pull(subject, request, tick, timeout_s)
             except CallError as error:
-                if error.layer is Layer.GRPC and error.code is GrpcCode.NOT_FOUND:
+                if error.layer is Layer.GRPC and error.code is GrpcCode.NOT_FOUND and not error.begun:
                     return missing_service(subject, slot.fleet.reporter, tick=tick)
                 raise
         response = await self._channel.get_results(request, timeout_s=timeout_s)
