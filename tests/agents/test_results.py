@@ -13,9 +13,11 @@ from serviceradar_poller.config.model import CheckConfig
 from serviceradar_poller.errors import CallError, GrpcCode, Layer
 from serviceradar_poller.events.polling import CheckFinished
 from serviceradar_poller.logic.merge import MergeLimits
+from serviceradar_poller.logic.sequence import SEQUENCE_BYTES_MAX
+from serviceradar_poller.reporting.spool import MemoryStore
 from serviceradar_poller.testing.simloop import run
 from serviceradar_poller.testing.simsite import PING, SimSite, agent_config, site_config, until
-from serviceradar_poller.wire.messages import ResultsChunk, ResultsRequest, ServiceStatus
+from serviceradar_poller.wire.messages import ResultsChunk, ResultsRequest, ResultsResponse, ServiceStatus
 
 SYNC = CheckConfig(service_type="sync", service_name="sync", results_interval_s=600.0)
 SWEEP = CheckConfig(service_type="sweep", service_name="network_sweep", results_interval_s=600.0)
@@ -178,6 +180,53 @@ def test_a_service_that_goes_missing_in_the_middle_is_a_failure(check: CheckConf
             await until(lambda: _told(site, check.service_name), within_s=20.0)
         first = next(event for event in site.of(CheckFinished) if event.kind == "results")
         assert (first.outcome, first.reason) == ("failed", "not_found")
+
+    run(main())
+
+
+GRPC = CheckConfig(service_type="grpc", service_name="g", results_interval_s=60.0)
+
+
+@pytest.mark.parametrize("check", [SYNC, GRPC])
+def test_a_position_that_is_too_long_is_a_failure_and_not_kept(check: CheckConfig) -> None:
+    """It would go with every request from then on, and fail each: the check says so, and goes on from where it was."""
+
+    async def main() -> None:
+        site = SimSite(site_config([agent_config("a", PING, check)]))
+        agent = site.agents["a"]
+        sequences = ["7", "s" * (SEQUENCE_BYTES_MAX + 1), "ä" * (SEQUENCE_BYTES_MAX // 2)]
+
+        def sequence() -> str:
+            return sequences.pop(0) if len(sequences) > 1 else sequences[0]
+
+        agent.stream = lambda request: _chunks(b"[1]", sequence=sequence())
+        agent.results = lambda request: ResultsResponse(
+            available=True, data=b"{}", agent_id="a", has_new_data=True, current_sequence=sequence()
+        )
+        async with site.running():
+            await until(lambda: len(_results(site)) == 4, within_s=1_900.0)
+        reason = "stream_too_large" if check is SYNC else "too_large"
+        assert [event.reason for event in _results(site)] == ["", reason, "", ""]
+        assert "current_sequence has 4097 bytes, more than 4096" in _results(site)[1].error
+        asked = [request.last_sequence for request in agent.requests if isinstance(request, ResultsRequest)]
+        assert asked == ["", "7", "7", sequences[0]]
+
+    run(main())
+
+
+def test_a_position_from_the_spool_that_is_too_long_is_none() -> None:
+    """What an older version kept is not sent: the check begins anew, and its next position takes that one's place."""
+
+    async def main() -> None:
+        site = SimSite(site_config([agent_config("a", PING, GRPC)]))
+        async with site.running() as poller:
+            store = poller.reporting.store
+            assert isinstance(store, MemoryStore)
+            store._positions["a", "grpc:g"] = "s" * 5_000_000
+            await asyncio.sleep(70.0)
+            assert poller.reporting.store.positions()["a", "grpc:g"] == "1"
+        asked = [request.last_sequence for request in site.agents["a"].requests if isinstance(request, ResultsRequest)]
+        assert asked == ["", "1"]
 
     run(main())
 

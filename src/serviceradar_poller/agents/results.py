@@ -9,6 +9,7 @@ from serviceradar_poller.logic.backoff import BackoffSettings, delay_s
 from serviceradar_poller.logic.merge import MergeLimits
 from serviceradar_poller.logic.outcome import CheckSubject, Outcome, from_results
 from serviceradar_poller.logic.schedule import CheckPlan
+from serviceradar_poller.logic.sequence import is_kept, why_not_kept
 from serviceradar_poller.logic.streamed import missing_service, new_streamed, stored_outcome, to_outcome
 from serviceradar_poller.wire.messages import ResultsRequest
 
@@ -58,13 +59,14 @@ class ResultsStreamer(CheckRunner):
     async def ask(self, subject: CheckSubject, tick: int, timeout_s: float) -> Outcome | None:
         """Ask the agent for what is new since the last result that core accepted."""
         slot = self._slot
+        position = slot.fleet.positions.get((subject.agent, subject.key), "")
         request = ResultsRequest(
             service_name=subject.service_name,
             service_type=subject.service_type,
             agent_id=subject.agent,
             poller_id=slot.fleet.reporter.poller_id,
             details=subject.details,
-            last_sequence=slot.fleet.positions.get((subject.agent, subject.key), ""),
+            last_sequence=position if is_kept(position) else "",  # from the spool of a version that kept any
         )
         if slot.checks[subject.key].is_streamed:
             try:
@@ -74,6 +76,13 @@ class ResultsStreamer(CheckRunner):
                     return missing_service(subject, slot.fleet.reporter, tick=tick)
                 raise
         response = await self._channel.get_results(request, timeout_s=timeout_s)
+        if not is_kept(response.current_sequence):
+            raise CallError(
+                layer=Layer.APPLICATION,
+                code=GrpcCode.OUT_OF_RANGE,
+                reason="too_large",
+                detail=why_not_kept(response.current_sequence),
+            )
         await self.device()
         return from_results(response, subject, slot.fleet.reporter, slot.device, tick=tick)
 

@@ -36,6 +36,7 @@ from serviceradar_poller.logic.jsonparts import (
     with_integers,
 )
 from serviceradar_poller.logic.jsontext import UnreadableJson
+from serviceradar_poller.logic.sequence import is_kept, why_not_kept
 from serviceradar_poller.wire.messages import ResultsChunk
 
 #: Where a chunk that is an object holds its items: the first of these that is usable.
@@ -258,6 +259,8 @@ def _check_size(merge: Merge, chunk: ResultsChunk) -> None:
     limits, size = merge.limits, len(chunk.data)
     if merge.chunks >= limits.chunks_max:
         raise MergeError("too_many", f"more than {limits.chunks_max} chunks")
+    if not is_kept(chunk.current_sequence):
+        raise MergeError("too_large", f"chunk {merge.chunks}: {why_not_kept(chunk.current_sequence)}")
     if size > limits.chunk_bytes_max:
         raise MergeError("too_large", f"chunk {merge.chunks} has {size} bytes, more than {limits.chunk_bytes_max}")
     if merge.bytes_in + (size or 1) > limits.total_bytes_max:
