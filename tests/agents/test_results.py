@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ from serviceradar_poller.events.polling import CheckFinished
 from serviceradar_poller.logic.merge import MergeLimits
 from serviceradar_poller.logic.sequence import SEQUENCE_BYTES_MAX
 from serviceradar_poller.reporting.spool import MemoryStore
+from serviceradar_poller.testing.fakes import FakeResolver
 from serviceradar_poller.testing.simloop import run
 from serviceradar_poller.testing.simsite import PING, SimSite, agent_config, site_config, until
 from serviceradar_poller.wire.messages import ResultsChunk, ResultsRequest, ResultsResponse, ServiceStatus
@@ -229,6 +231,25 @@ def test_a_position_from_the_spool_that_is_too_long_is_none() -> None:
         assert asked == ["", "1"]
 
     run(main())
+
+
+def test_the_wait_for_an_address_is_part_of_a_stream_s_time() -> None:
+    """A first pull whose agent's name is looked up in vain takes no longer than any other, and is made all the same."""
+
+    async def main(time_s: float) -> None:
+        check = replace(SYNC, results_interval_s=time_s)
+        site = SimSite(site_config([agent_config("a", PING, check)], interval_s=time_s))
+        resolver = site.env.resolver
+        assert isinstance(resolver, FakeResolver)
+        resolver.latency_s = 100.0
+        site.agents["a"].hang_methods = {"stream"}
+        async with site.running():
+            await until(lambda: _results(site), within_s=40.0)
+            assert _results(site)[0].latency_s == pytest.approx(time_s, abs=0.1)
+            assert "stream" in [call for _, call in site.agents["a"].calls]
+
+    run(main(20.0))
+    run(main(4.0))
 
 
 def test_an_endless_stream_ends_at_the_limit_and_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

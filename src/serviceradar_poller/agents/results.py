@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 from serviceradar_poller.agents.pull import Pull
 from serviceradar_poller.agents.runner import CheckRunner
 from serviceradar_poller.errors import CallError, GrpcCode, Layer
@@ -89,8 +92,12 @@ class ResultsStreamer(CheckRunner):
     async def _pull(self, subject: CheckSubject, request: ResultsRequest, tick: int, timeout_s: float) -> Outcome:
         """Read a stream chunk by chunk; nothing of one that breaks or makes no sense is used. Raises CallError."""
         slot = self._slot
-        await self.device()  # the address goes into the first piece
+        until_s = self.system.now() + timeout_s
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s / 2):
+                await self.device()  # the address goes into the first piece
         begin_s = self.system.now()
+        timeout_s = until_s - begin_s
         stream = await self._channel.stream_results(request, timeout_s=timeout_s)
         streamed = new_streamed(
             subject,
