@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from serviceradar_poller.agents.connection import SILENT_PROBES_MAX
+from serviceradar_poller.agents.messages import CallFailed
 from serviceradar_poller.agents.slot import Reach
 from serviceradar_poller.errors import CallError, GrpcCode, Layer
 from serviceradar_poller.events.polling import (
@@ -19,7 +20,8 @@ from serviceradar_poller.events.polling import (
     CheckFinished,
 )
 from serviceradar_poller.logic.breaker import BreakerState
-from serviceradar_poller.testing.fakes import REFUSED, FakeAgent, FakeResolver
+from serviceradar_poller.otp import Ref
+from serviceradar_poller.testing.fakes import REFUSED, TIMEOUT, FakeAgent, FakeResolver
 from serviceradar_poller.testing.simloop import run
 from serviceradar_poller.testing.simsite import SimSite, agent_config, now_s, site_config, until
 
@@ -241,6 +243,24 @@ def test_health_that_hangs_makes_no_good_agent_flap() -> None:
         assert not site.of(AgentLost)
         assert [event.status for event in site.of(AgentHealth)] == ["NO_ANSWER"]
         assert site.transport.opened["a:50051"] == 1
+
+    run(main())
+
+
+def test_a_silence_that_comes_up_while_a_probe_waits_is_looked_into_after_it() -> None:
+    """An agent that freezes right after its first answer is lost with the first call that fails, not with the next."""
+
+    async def main() -> None:
+        site = SimSite(site_config([agent_config("a")], interval_s=60.0))
+        site.agents["a"].hang_methods = {"health"}
+        async with site.running() as poller:
+            await until(lambda: site.of(AgentConnected), within_s=5.0)  # and what it says of itself is asked
+            assert poller.tree is not None
+            connection = poller.tree.system.whereis("poller/fleet/agents/a/connection")
+            assert isinstance(connection, Ref)
+            await asyncio.sleep(2.0)
+            connection.cast(CallFailed(TIMEOUT.with_traceback(None), began_s=now_s() - 1.0))
+            await until(lambda: site.of(AgentLost), within_s=9.0)
 
     run(main())
 

@@ -93,6 +93,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
         "_silent_probes",
         "_slot",
         "_timer",
+        "_unexplained_s",
         "_unfit",
     )
     rests = True
@@ -101,6 +102,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
         self._slot = slot
         self._outage_s: float | None = None  # monotonic begin of the outage
         self._probing = False
+        self._unexplained_s: float | None = None  # begin of a silence that came up while one was probing
         self._timer: Timer | None = None
         self._silent_probes = 0
         self._health = "SERVING"
@@ -138,8 +140,8 @@ class ConnectionManager(Actor[ConnectionMessage]):
                 self._answered()
             case CallFailed(error, began_s):
                 self._call_failed(error, began_s)
-            case Probe():
-                self._probe()
+            case Probe(since_s):
+                self._probe(since_s=since_s)
             case ProbeDone():
                 self._probe_done(message)
             case DeviceResolved(addresses):
@@ -262,9 +264,9 @@ class ConnectionManager(Actor[ConnectionMessage]):
 
     # -- probes
 
-    def _probe_after(self, delay_s: float) -> None:
+    def _probe_after(self, delay_s: float, *, since_s: float | None = None) -> None:
         self._cancel_probe()
-        self._timer = self.send_after(delay_s, Probe())
+        self._timer = self.send_after(delay_s, Probe(since_s))
 
     def _cancel_probe(self) -> None:
         if self._timer is not None:
@@ -284,11 +286,13 @@ class ConnectionManager(Actor[ConnectionMessage]):
             self._probe_made = True
             self._build()
             return
+        if self._probing and since_s is not None:
+            self._unexplained_s = max(since_s, self._unexplained_s or since_s)
         if self._probing or self._slot.client is None:
             return
         wait_s = self._slot.fleet.gate.reserve(wait_s_max=PROBE_WAIT_S_MAX) if not courtesy else 0.0
         if wait_s is None:  # too many connections are being opened: this one can wait best
-            self._probe_after(PROBE_WAIT_S_MAX)
+            self._probe_after(PROBE_WAIT_S_MAX, since_s=since_s)
             return
         self._probing = True
         now_s = self.system.now()
@@ -307,15 +311,18 @@ class ConnectionManager(Actor[ConnectionMessage]):
 
     def _probe_done(self, done: ProbeDone) -> None:
         self._probing = False
+        unexplained_s, self._unexplained_s = self._unexplained_s, None
         slot, error = self._slot, done.error
         if error is None:
             self._tell_health(done.health, "")
             self._reached(probe=True)
         elif done.client is not slot.client:  # it was replaced meanwhile: this is no word on the one in use
-            self._probe_after(slot.fleet.resilience.reconnect_min_s)
+            self._probe_after(slot.fleet.resilience.reconnect_min_s, since_s=unexplained_s)
         elif error.layer is Layer.DEADLINE and (done.since_s == float("inf") or slot.answered_s > done.since_s):
             # It answers other calls: only its health service is silent.
             self._tell_health("NO_ANSWER", error.detail)
+            if unexplained_s is not None and slot.answered_s <= unexplained_s:
+                self._probe(since_s=unexplained_s)
         else:
             self._tell_breaker(error)
             self._silent_probes += error.layer is Layer.DEADLINE

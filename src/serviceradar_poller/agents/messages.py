@@ -27,7 +27,9 @@ class CallFailed:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Find out whether the agent can be reached now."""
+    """Find out whether the agent can be reached now; a silence counts from ``since_s``, or from the probe on."""
+
+    since_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
