@@ -36,6 +36,7 @@ from serviceradar_poller.agents.messages import (
     Rerun,
     RunFailing,
 )
+from serviceradar_poller.agents.renewal import Renewal
 from serviceradar_poller.agents.results import STREAM_S_MAX
 from serviceradar_poller.agents.retirement import RETIRE_LOOK_S, Retirement
 from serviceradar_poller.agents.slot import AgentSlot, Reach
@@ -46,10 +47,8 @@ from serviceradar_poller.events.polling import (
     AgentHealth,
     AgentLost,
     AgentMisconfigured,
-    CredentialsRejected,
-    CredentialsRenewed,
 )
-from serviceradar_poller.logic.backoff import BackoffSettings, delay_s, reconnect_delay_s
+from serviceradar_poller.logic.backoff import reconnect_delay_s
 from serviceradar_poller.logic.breaker import BreakerState
 from serviceradar_poller.logic.reruns import Reruns, on_lost, on_reached, on_rerun
 from serviceradar_poller.otp import Actor, ExitReason, Ref, Timer
@@ -63,8 +62,6 @@ FAULT_RETRY_S = 30.0
 
 #: A probe waits so long for its turn among new connections; then it comes later.
 PROBE_WAIT_S_MAX = 2.0
-#: Between two attempts to prove new certificates.
-RENEWAL_RETRY = BackoffSettings(min_s=10.0, max_s=600.0)
 #: Where nothing has to be judged a client is there at once, and then checks find it; else they do not wait for it,
 #: nor long do the other agents, which start one after the other.
 FIRST_CLIENT_S = 0.005
@@ -74,7 +71,6 @@ class ConnectionManager(Actor[ConnectionMessage]):
     """One agent's connection."""
 
     __slots__ = (
-        "_candidate",
         "_ending",
         "_health",
         "_made",
@@ -82,11 +78,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
         "_outage_s",
         "_probe_made",
         "_probing",
-        "_rejected",
-        "_renew_again",
         "_renewal",
-        "_renewals",
-        "_renewing",
         "_rerun",
         "_reruns",
         "_retired",
@@ -111,14 +103,9 @@ class ConnectionManager(Actor[ConnectionMessage]):
         self._unfit: AgentClient | None = None  # the one that it is to replace
         self._probe_made = False  # it is to be probed at once
         self._ending = False
-        self._candidate: AgentClient | None = None
-        self._renewing = False
-        self._renew_again = False
-        self._renewal: Timer | None = None  # for the next attempt after one that failed
-        self._renewals = 0  # attempts since the last one that succeeded
+        self._renewal = Renewal(slot)
         self._reruns = Reruns()
         self._rerun: Timer | None = None  # for asking again what failed, where that waits
-        self._rejected = ""  # what was last told of credentials that can't be used
         self._retired = Retirement(slot)
 
     async def init(self) -> None:
@@ -158,8 +145,8 @@ class ConnectionManager(Actor[ConnectionMessage]):
     async def terminate(self, reason: ExitReason) -> None:
         """Close the connection."""
         self._ending = True  # helpers that make clients end after this
-        clients = (self._slot.client, self._made, self._candidate)
-        self._slot.client = self._made = self._candidate = None
+        clients = (self._slot.client, self._made, self._renewal.end())
+        self._slot.client = self._made = None
         self._release()
         for client in clients:
             if client is not None:
@@ -388,12 +375,11 @@ class ConnectionManager(Actor[ConnectionMessage]):
                 self._retire(made, within_s=0.0)
         elif error is not None:
             if slot.client is not None:
-                self._reject(error)
+                self._renewal.reject(error)
             else:
                 self._set_fault(error)
                 self._release()
-                changed, self._renew_again = self._renew_again, False
-                self._probe_after(0.0 if changed else FAULT_RETRY_S)
+                self._probe_after(0.0 if self._renewal.take_again() else FAULT_RETRY_S)
         else:
             slot.client = made
             slot.fault = slot.admitted_s = None
@@ -402,8 +388,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
                 self._retire(unfit, within_s=0.0)
             if probe:
                 self._probe()
-        if self._renew_again and not self._renewing and slot.client is not None:
-            self._renew_again = False
+        if not self._renewal.proving and slot.client is not None and self._renewal.take_again():
             self._renew()
 
     def _release(self) -> None:
@@ -422,19 +407,18 @@ class ConnectionManager(Actor[ConnectionMessage]):
         slot = self._slot
         if slot.config.problems or slot.config.security is None:
             return
-        if self._renewing or self._making:
-            self._renew_again = True  # the files changed once more while the last ones are looked at
+        if self._renewal.proving or self._making:
+            self._renewal.again = True  # the files changed once more while the last ones are looked at
             return
         if slot.client is None:
             self._probe()
             return
-        self._cancel_renewal()
-        self._renewing = True
+        self._renewal.begin()
         self.spawn(self._prove(), name="renewal")
 
     async def _prove(self) -> None:
         try:
-            candidate = self._candidate = await self._new_client(fresh=True)
+            candidate = self._renewal.candidate = await self._new_client(fresh=True)
         except CallError as unusable:
             self.send_self(RenewalDone("", unusable.with_traceback(None)))
             return
@@ -445,48 +429,28 @@ class ConnectionManager(Actor[ConnectionMessage]):
         self.send_self(RenewalDone(health, error))
 
     def _renewal_done(self, health: str, error: CallError | None) -> None:
-        slot = self._slot
-        again, self._renew_again = self._renew_again, False
-        candidate, self._candidate = self._candidate, None
-        self._renewing = False
+        slot, renewal = self._slot, self._renewal
+        candidate, again = renewal.end(), renewal.take_again()
         if error is not None:
             if error.security or candidate is None:
-                self._reject(error)  # anything else says nothing about the certificates
+                renewal.reject(error)  # anything else says nothing about the certificates
             if candidate is not None:
                 self._retire(candidate, within_s=0.0)
             if again:
                 self._renew()
             else:
-                self._renew_later()
+                renewal.later(lambda wait_s: self.send_after(wait_s, RenewConnection()))
             return
         old, slot.client = slot.client, candidate
         if old is not None:
             # Calls under way on it have their time: the longest ends by itself before it is closed.
             self._retire(old, within_s=max(slot.fleet.scheduling.check_timeout_s, STREAM_S_MAX) + RETIRE_LOOK_S)
-        self._renewals, self._rejected = 0, ""
-        self._emit(CredentialsRenewed(peer=slot.name))
+        renewal.succeeded()
         slot.answered_s = self.system.now()
         self._tell_health(health, "")
         self._reached(probe=True)
         if again:
             self._renew()
-
-    def _renew_later(self) -> None:
-        """The peer may be about to get its own new certificates: go on trying, ever less often."""
-        self._cancel_renewal()
-        wait_s = delay_s(RENEWAL_RETRY, self._renewals, self._slot.fleet.env.rng.random())
-        self._renewal = self.send_after(wait_s, RenewConnection())
-        self._renewals += 1
-
-    def _cancel_renewal(self) -> None:
-        if self._renewal is not None:
-            self._renewal.cancel()
-            self._renewal = None
-
-    def _reject(self, error: CallError) -> None:
-        if error.detail != self._rejected:
-            self._rejected = error.detail
-            self._emit(CredentialsRejected(peer=self._slot.name, error=error.detail))
 
     def _retire(self, client: AgentClient, *, within_s: float) -> None:
         self._retired.add(client)
