@@ -206,14 +206,13 @@ class _Permit:
             CallCut: It is none.
         """
         slot = self._slot
-        error = failure
         if failure.reason == "closed" and slot.client is not self.client:
             if slot.client is None:
                 raise CallCut
-            error = _replaced(slot, begun=failure.begun)
-        if shows_life(error):
+            return _replaced(slot, begun=failure.begun)  # our own doing: no evidence against the agent
+        if shows_life(failure):
             slot.answered_s = slot.fleet.env.clock.monotonic()
-        error = error.with_traceback(None)
+        error = failure.with_traceback(None)
         self._tell(CallFailed(error, self._begin_s))
         return error
 
@@ -283,13 +282,16 @@ def _not_made(reason: str, detail: str, code: GrpcCode = GrpcCode.RESOURCE_EXHAU
 
 
 def _replaced(slot: AgentSlot, *, begun: bool) -> CallError:
-    """Return the failure of a call whose client this side closed for another one: no word on the agent."""
-    why = "" if slot.lost is None else f": {slot.lost.reason}: {slot.lost.detail}"
+    """Return the failure of a call whose client this side closed for another one: as a rule, why the agent is lost."""
+    lost = slot.lost
+    if lost is not None:
+        detail = f"{lost.detail}; the connection was replaced"
+        return CallError(layer=lost.layer, code=lost.code, reason=lost.reason, detail=detail, begun=begun)
     return CallError(
         layer=Layer.GRPC,
         code=GrpcCode.UNAVAILABLE,
         reason="replaced",
-        detail=f"the connection was replaced while the call was under way{why}",
+        detail="the connection was replaced while the call was under way",
         begun=begun,
     )
 

@@ -9,7 +9,7 @@ _NOT_ALIVE_CODES = frozenset(
     {GrpcCode.UNAVAILABLE, GrpcCode.DEADLINE_EXCEEDED, GrpcCode.RESOURCE_EXHAUSTED, GrpcCode.CANCELLED}
 )
 #: Ends of a connection or stream that belong to its normal life; the next call opens a new one.
-_NORMAL_ENDS = frozenset({"closed", "cancelled", "goaway", "refused_stream", "replaced"})
+_NORMAL_ENDS = frozenset({"closed", "cancelled", "goaway", "refused_stream"})
 
 
 class CallCut(Exception):  # noqa: N818 — no failure
