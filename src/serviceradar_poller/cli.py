@@ -121,7 +121,7 @@ def _parser(*, wants_lab: bool) -> argparse.ArgumentParser:
 
 
 def _days(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= DAYS_MAX):
+    if not (text.isascii() and text.isdigit() and len(text) <= 6 and 1 <= int(text) <= DAYS_MAX):
         raise argparse.ArgumentTypeError(f"found {text!r}; accepted: 1 to {DAYS_MAX}")
     return int(text)
 

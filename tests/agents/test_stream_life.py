@@ -11,12 +11,12 @@ from serviceradar_poller.agents import pull
 from serviceradar_poller.agents.messages import RenewConnection
 from serviceradar_poller.app.poller import AGENTS_PATH, Poller
 from serviceradar_poller.config.model import CheckConfig, SecurityConfig, SecurityMode
-from serviceradar_poller.errors import CallError
+from serviceradar_poller.errors import CallError, GrpcCode, Layer
 from serviceradar_poller.events.polling import AgentLost, CheckFinished, CredentialsRenewed
 from serviceradar_poller.otp import Ref
 from serviceradar_poller.testing.fakes import FakeAgent
 from serviceradar_poller.testing.simloop import run
-from serviceradar_poller.testing.simsite import PING, SimSite, agent_config, site_config, until
+from serviceradar_poller.testing.simsite import PING, SimSite, agent_config, now_s, site_config, until
 from serviceradar_poller.wire.messages import ResultsChunk, ResultsRequest
 
 SYNC = CheckConfig(service_type="sync", service_name="sync", results_interval_s=600.0)
@@ -80,6 +80,40 @@ def test_w23_a_rotation_leaves_a_long_stream_its_time() -> None:
         assert [event.outcome for event in _pulls(site)] == ["available"]
         assert agent.streamed == CHUNKS
         assert not site.of(AgentLost)
+
+    run(main())
+
+
+def test_w23_what_becomes_of_the_old_connection_says_nothing_of_the_new_one() -> None:
+    """Its stream may break, or flow on while the new one is silent."""
+    broken = CallError(layer=Layer.HTTP2, code=GrpcCode.UNAVAILABLE, reason="reset", detail="connection reset")
+
+    def breaks(request: ResultsRequest) -> Iterator[ResultsChunk | CallError | float]:
+        for index in range(20):
+            yield _chunk(index)
+            yield 1.0
+        yield broken
+
+    async def renewed(
+        stream: Callable[[ResultsRequest], Iterable[ResultsChunk | CallError | float]],
+    ) -> tuple[SimSite, float]:
+        site, agent = _site(stream)
+        async with site.running() as poller:
+            await asyncio.sleep(10.0)
+            _actor(poller, "connection").cast(RenewConnection())
+            await until(lambda: site.of(CredentialsRenewed), within_s=5.0)
+            agent.stream = _flowing
+            agent.hang_methods = {"health", "status"} if stream is _flowing else set()
+            await asyncio.sleep(80.0)
+            return site, poller.slots["a"].answered_s
+
+    async def main() -> None:
+        site, _ = await renewed(breaks)
+        assert [event.reason for event in _pulls(site)][:1] == ["reset"]
+        assert not site.of(AgentLost)
+        site, answered_s = await renewed(_flowing)
+        assert site.of(AgentLost), "the connection in use is silent"
+        assert answered_s < now_s() - 60.0
 
     run(main())
 

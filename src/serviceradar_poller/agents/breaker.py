@@ -72,12 +72,15 @@ class SecureCircuitBreaker(Actor[BreakerMessage]):
             case BreakerFailure(security, forbidden, cause):
                 self._slot.forbidden = self._slot.forbidden or forbidden
                 self._move(on_failure(breaker, self._settings, now_s, security=security, cause=cause), cause)
-            case BreakerSuccess(probe):
+            case BreakerSuccess(probe, back):
                 # Health is asked without any right: it says nothing about who may ask for more.
                 if probe and self._slot.forbidden:
                     return
                 self._slot.forbidden = False
                 self._move(on_success(breaker, self._settings, now_s), "the agent answered")
+                if not back and breaker.state is not BreakerState.CLOSED:
+                    for runner in RUNNERS:
+                        self._cast(runner, RunRefused())
             case BreakerTimer():
                 self._timer = None
                 self._move(on_timer(breaker, self._settings, now_s), "time for a trial")
@@ -94,9 +97,6 @@ class SecureCircuitBreaker(Actor[BreakerMessage]):
         self._arm()
         if breaker.state is BreakerState.HALF_OPEN:
             self._ask_for_trial()
-        elif breaker.state is BreakerState.CLOSED:
-            for runner in RUNNERS:
-                self._cast(runner, RunRefused())
 
     def _arm(self) -> None:
         if self._timer is not None:
@@ -111,6 +111,8 @@ class SecureCircuitBreaker(Actor[BreakerMessage]):
         slot = self._slot
         under_way = {key for schedule in slot.schedules.values() for key in running(schedule)}
         candidates = [key for key in slot.subjects if key in slot.failing and key not in under_way]
+        # A stream may take minutes to say nothing, and holds up the others for as long.
+        candidates = [key for key in candidates if not slot.subjects[key].is_results] or candidates
         if candidates:
             place = candidates.index(slot.tried) + 1 if slot.tried in candidates else 0
             slot.tried = candidates[place % len(candidates)]

@@ -191,8 +191,10 @@ class _Permit:
         return self._until_s - self._slot.fleet.env.clock.monotonic()
 
     def answered(self) -> None:
-        """Take note of an answer."""
+        """Take note of an answer; one over a connection that was replaced says nothing of the one in use."""
         slot = self._slot
+        if slot.client is not self.client:
+            return
         slot.answered_s = slot.fleet.env.clock.monotonic()
         breaker = slot.breaker
         if slot.reach is not Reach.UP or breaker.failures or breaker.state is not BreakerState.CLOSED:
@@ -206,10 +208,12 @@ class _Permit:
             CallCut: It is none.
         """
         slot = self._slot
-        if failure.reason == "closed" and slot.client is not self.client:
+        if slot.client is not self.client:
+            if failure.reason != "closed":
+                return failure.with_traceback(None)  # nor does a failure
             if slot.client is None:
                 raise CallCut
-            return _replaced(slot, begun=failure.begun)  # our own doing: no evidence against the agent
+            return _replaced(slot, begun=failure.begun)
         if shows_life(failure):
             slot.answered_s = slot.fleet.env.clock.monotonic()
         error = failure.with_traceback(None)

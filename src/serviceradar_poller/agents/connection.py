@@ -167,10 +167,9 @@ class ConnectionManager(Actor[ConnectionMessage]):
     def _call_failed(self, error: CallError, began_s: float) -> None:
         slot = self._slot
         if shows_life(error):
-            if is_denial(error):
-                # It may be that check's own affair, as long as any other is answered.
-                if slot.denied_all:
-                    self._tell_breaker(error)
+            if is_denial(error) and slot.denied_all:
+                # Else it is that check's own affair, and an answer like any other.
+                self._tell_breaker(error)
                 self._answered(denied=True)
             elif slot.reach is not Reach.UP or slot.breaker.state is not BreakerState.CLOSED:
                 self._answered()
@@ -182,7 +181,7 @@ class ConnectionManager(Actor[ConnectionMessage]):
                 self._probe(since_s=began_s)
 
     def _reached(self, *, probe: bool) -> None:
-        self._cast("breaker", BreakerSuccess(probe))
+        self._cast("breaker", BreakerSuccess(probe, back=self._slot.reach is not Reach.UP))
         self._up()
 
     def _up(self) -> None:

@@ -92,9 +92,16 @@ class BreakerFailure:
 
 @dataclass(frozen=True, slots=True)
 class BreakerSuccess:
-    """The agent answered: a check, or only a health probe."""
+    """
+    The agent answered.
+
+    Attributes:
+        probe: Only a health probe, no check.
+        back: It was out of reach, so what failed is asked again, when that is good for it.
+    """
 
     probe: bool
+    back: bool
 
 
 @dataclass(frozen=True, slots=True)

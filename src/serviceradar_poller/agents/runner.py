@@ -1,6 +1,8 @@
 """
 What runs checks on schedule: decides what is due, asks, and hands an outcome on for every run, whatever happens.
 
+A run that our own restarts cut has none: it begins again.
+
 One runner drives all checks of one kind of one agent. Each run is a helper task of the runner, so a slow check delays
 no other; the schedule sees to it that a check never overlaps itself.
 """
