@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from serviceradar_poller.errors import SpoolError, SpoolWriteError
 from serviceradar_poller.events.polling import ReportDropped, SpoolSetAside, SpoolWritable, SpoolWriteFailed
 from serviceradar_poller.reporting.spool import SpoolSettings
-from serviceradar_poller.reporting.spool.database import RESCUE_AGAIN_S
+from serviceradar_poller.reporting.spool.database import RESCUE_AGAIN_S, SEALS_TO_TRUST
 from serviceradar_poller.reporting.spool.engine import Engine
-from serviceradar_poller.reporting.spool.files import DATABASE, FOLDER, NEW
+from serviceradar_poller.reporting.spool.files import BAD_FILES_MAX, DATABASE, FOLDER, NEW
 from serviceradar_poller.reporting.spool.inspect import look
+from serviceradar_poller.testing.faultfs import Fault, FaultFs
 from serviceradar_poller.testing.spool_model import Driver
 from serviceradar_poller.testing.spools import NOW
 
@@ -25,17 +31,22 @@ class Bench(Driver):
     now_s = 0.0
 
     def make_engine(self) -> Engine:
-        return Engine(self.settings, wall=lambda: float(NOW), monotonic=lambda: self.now_s)
+        return Engine(self.settings, wall=lambda: float(NOW), monotonic=lambda: self.now_s, vfs=self.vfs)
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+def filled(folder: Path, vfs: str = "") -> Bench:
     """Return a spool with five reports, of which one was accepted and one set aside."""
-    made = Bench(tmp_path)
+    made = Bench(folder, vfs)
     made.engine.open()
     ids = [made.seal(f"r{number}", sequence=str(number), size=5_000) for number in range(5)]
     made.accept("r0", ids[0])
     made.aside("r1", ids[1])
+    return made
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = filled(tmp_path)
     yield made
     made.engine.close()
 
@@ -138,7 +149,7 @@ def test_a_disk_without_room_for_a_copy_is_not_filled(bench: Bench, monkeypatch:
     with pytest.raises(SpoolWriteError) as refused:
         bench.engine.call_accepted(3, 0)
     assert refused.value.reason == "lost" and "1000 bytes are left" in refused.value.detail
-    assert not (bench.folder / FOLDER / NEW).exists() and not (bench.folder / FOLDER / DATABASE).exists()
+    assert not [*(bench.folder / FOLDER).glob(f"{NEW}*")] and not (bench.folder / FOLDER / DATABASE).exists()
     assert bench.engine.head() is not None
 
 
@@ -153,3 +164,109 @@ def test_bounds_of_the_settings_hold_in_a_new_file(tmp_path: Path) -> None:
     engine._files.reserve()
     assert (tmp_path / FOLDER / "reserve").stat().st_size == 65_536
     engine.close()
+
+
+#: What the rescue asks of the system without SQLite.
+CALLS = ("open", "stat", "scandir", "rename", "unlink", "fsync")
+NUMBER = itertools.count()
+
+
+@contextlib.contextmanager
+def failing_calls(patch: pytest.MonkeyPatch, at: int, *, sticky: bool) -> Iterator[list[str]]:
+    """Let the call number *at* (from 1) of those in CALLS fail, and with *sticky* all after it; give those that did."""
+    fired: list[str] = []
+    numbers = itertools.count(1)
+
+    def failing(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*args: Any, **kwargs: Any) -> Any:
+            number = next(numbers)
+            if number == at or (sticky and number > at):
+                fired.append(name)
+                raise OSError(errno.EIO, "by the test")
+            return call(*args, **kwargs)
+
+        return made
+
+    with patch.context() as each:
+        for name in CALLS:
+            each.setattr(os, name, failing(name, getattr(os, name)))
+        yield fired
+
+
+def lose_database(tmp_path: Path, bench: Bench, *, how: str) -> None:
+    """Delete the database, or put another spool's in its place where as many bad ones stand as are kept."""
+    folder = bench.folder / FOLDER
+    if how == "deleted":
+        (folder / DATABASE).unlink()
+        return
+    for number in range(BAD_FILES_MAX):
+        for companion in ("", "-wal", "-shm"):
+            (folder / f"{DATABASE}.bad-1-{number}{companion}").touch()
+    other = Bench(tmp_path)
+    other.engine.open()
+    other.seal("theirs")
+    other.engine.close()
+    (tmp_path / FOLDER / DATABASE).replace(folder / DATABASE)
+
+
+def check_mended(bench: Bench) -> None:
+    """The next rescue succeeds, and what was sealed is there after a restart, once and in order."""
+    bench.seal("between")  # at once: refused or kept, and nothing between the two
+    bench.now_s += RESCUE_AGAIN_S
+    for number in range(SEALS_TO_TRUST):
+        assert bench.seal(f"after{number}") is not None
+    stats = bench.engine.stats()
+    assert stats.writable and stats.dropped == {} and (stats.accepted, stats.recovered) == (1, 0)
+    assert {event.reason for event in bench.events if isinstance(event, SpoolSetAside)} <= {"replaced"}
+    assert not [*(bench.folder / FOLDER).glob(f"{NEW}*")]
+    assert bench.reopen()
+    there = [*bench.there()]
+    assert {"r2", "r3", "r4", "after0"} <= {*there}
+    bench.model.check(there, bench.engine.positions())
+    bench.engine.close()
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+@pytest.mark.parametrize("sticky", [False, True], ids=["once", "on"])
+def test_every_call_of_a_rescue_may_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, *, sticky: bool
+) -> None:
+    """Whatever the system refuses half-way, the open database counts as lost until its copy is in its place."""
+    met: set[str] = set()
+    for at in itertools.count(1):
+        folders = [tmp_path / f"state-{next(NUMBER)}" for _ in range(2)]
+        for folder in folders:
+            folder.mkdir()
+        bench = filled(folders[0])
+        lose_database(folders[1], bench, how=how)
+        with failing_calls(monkeypatch, at, sticky=sticky) as fired:
+            bench.seal("during")
+        met.update(fired)
+        check_mended(bench)
+        if not fired:
+            break
+    assert met >= {"open", "stat", "unlink", "rename", "fsync"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+@pytest.mark.parametrize("fault", ["eio", "enospc", "short"])
+def test_every_operation_on_the_copy_may_fail(tmp_path: Path, fault: Fault, how: str) -> None:
+    """A copy that could not be made leaves nothing behind, its journal included, and the next one is whole."""
+    for at in itertools.count(1):
+        folders = [tmp_path / f"state-{next(NUMBER)}" for _ in range(2)]
+        for folder in folders:
+            folder.mkdir()
+        fs = FaultFs(f"lost-{next(NUMBER)}")
+        bench = filled(folders[0], fs.name)
+        lose_database(folders[1], bench, how=how)
+        fs.arm(fault, at)
+        bench.seal("during")
+        fired = fs.fired
+        fs.heal()
+        assert not [*(folders[0] / FOLDER).glob(f"{NEW}*")]
+        check_mended(bench)
+        fs.unregister()
+        if not fired:
+            break
+    assert at > 5

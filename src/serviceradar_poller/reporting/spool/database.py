@@ -226,13 +226,14 @@ class Database:
             with contextlib.closing(new), new.backup("main", con, "main") as backup:
                 while not backup.done:
                     backup.step(COPY_STEP_PAGES)
-            aside = files.put_new_in_place(wall_s=self._wall())
+            aside = files.make_way(wall_s=self._wall())
+            if aside is not None:
+                error = "another database was put in the place of the one in use"
+                self.events.append(SpoolSetAside(reason="replaced", error=error, path=str(aside), statuses=0))
+            files.put_new_in_place()
         except FAULTS:
             files.drop_new()
             raise
-        if aside is not None:
-            error = "another database was put in the place of the one in use"
-            self.events.append(SpoolSetAside(reason="replaced", error=error, path=str(aside), statuses=0))
 
     def _move_away(self, reason: str, error: Exception) -> bool:
         try:

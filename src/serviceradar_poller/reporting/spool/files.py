@@ -28,6 +28,8 @@ RESERVE = "reserve"
 #: Of unusable databases kept for the operator; the oldest goes.
 BAD_FILES_MAX = 5
 _COMPANIONS = ("-wal", "-shm")
+#: Beside a file that is being made: it is not turned to a log yet.
+_NEW_COMPANIONS = ("-journal", *_COMPANIONS)
 
 
 class SpoolFiles:
@@ -114,23 +116,35 @@ class SpoolFiles:
     def begin_new(self) -> Path:
         """Make an empty file for a database that is made anew, and return its path; OSError where it fails."""
         path = self.folder / NEW
-        path.unlink(missing_ok=True)
+        for companion in ("", *_NEW_COMPANIONS):
+            Path(f"{path}{companion}").unlink(missing_ok=True)
         self.make_database(path)
         return path
 
     def drop_new(self) -> None:
         """Delete it, where it could not be made; never raises."""
-        with contextlib.suppress(OSError):
-            (self.folder / NEW).unlink(missing_ok=True)
+        for companion in ("", *_NEW_COMPANIONS):
+            with contextlib.suppress(OSError):
+                (self.folder / f"{NEW}{companion}").unlink(missing_ok=True)
 
-    def put_new_in_place(self, *, wall_s: float) -> Path | None:
-        """Let it be the database; return where what somebody put there was set aside. OSError where it fails."""
-        aside = self.set_aside(wall_s=wall_s) if self.database.exists() else None
+    def make_way(self, *, wall_s: float) -> Path | None:
+        """Set aside what somebody put in the place of the database in use; return where to. OSError where it fails."""
+        return self._move_aside(wall_s=wall_s) if self.database.exists() else None
+
+    def put_new_in_place(self) -> None:
+        """
+        Let the new file be the database in use, whose place is free. Until it is, the one in use stays a lost one.
+
+        Raises:
+            OSError: It could not be put there, or may not stay there.
+        """
+        new = self.folder / NEW
+        new_id = _id(new.stat())
         for companion in _COMPANIONS:  # of a database that is gone: it would be taken for the new one's
             (self.folder / f"{DATABASE}{companion}").unlink(missing_ok=True)
-        (self.folder / NEW).rename(self.database)
+        new.rename(self.database)
         _sync_directory(self.folder)
-        return aside
+        self._database_id = new_id
 
     def make_database(self, path: Path | None = None) -> None:
         """Make an empty file with the right mode, which the log's files take from it; OSError where it fails."""
@@ -141,23 +155,13 @@ class SpoolFiles:
 
     def set_aside(self, *, wall_s: float) -> Path:
         """
-        Move the database and its log away and return where to; the oldest of too many such goes.
+        Move the database that was in use and its log away and return where to; the oldest of too many such goes.
 
         Raises:
             OSError: It can't be moved.
         """
-        # Above every number that was ever given in this second, so that the oldest stay the lowest.
-        taken = [_age(path)[1] for path in self.folder.glob(f"{DATABASE}.bad-{wall_s:.0f}-*")]
-        target = self.folder / f"{DATABASE}.bad-{wall_s:.0f}-{max(taken, default=-1) + 1}"
-        # The log first: a database that has lost its log is the lesser half.
-        for companion in _COMPANIONS:
-            source = self.folder / f"{DATABASE}{companion}"
-            if source.exists():
-                source.rename(f"{target}{companion}")
-        if self.database.exists():
-            self.database.rename(target)
+        target = self._move_aside(wall_s=wall_s)
         self._database_id = None
-        self._forget_old()
         return target
 
     @property
@@ -234,14 +238,29 @@ class SpoolFiles:
                 continue
         return total
 
+    def _move_aside(self, *, wall_s: float) -> Path:
+        # Above every number that was ever given in this second, so that the oldest stay the lowest.
+        taken = [_age(path)[1] for path in self.folder.glob(f"{DATABASE}.bad-{wall_s:.0f}-*")]
+        target = self.folder / f"{DATABASE}.bad-{wall_s:.0f}-{max(taken, default=-1) + 1}"
+        # The log first: a database that has lost its log is the lesser half.
+        for companion in _COMPANIONS:
+            source = self.folder / f"{DATABASE}{companion}"
+            if source.exists():
+                source.rename(f"{target}{companion}")
+        if self.database.exists():
+            self.database.rename(target)
+        self._forget_old()
+        return target
+
     def _forget_old(self) -> None:
-        """Delete the oldest of too many unusable databases; one that is a directory stays."""
+        """Delete the oldest of too many unusable databases, if it can be; one that is a directory stays."""
         bad = [path for path in self.folder.glob(f"{DATABASE}.bad-*") if not path.name.endswith(_COMPANIONS)]
         bad.sort(key=_age)
         for path in bad[:-BAD_FILES_MAX]:
-            if path.is_file():
-                for companion in ("", *_COMPANIONS):
-                    Path(f"{path}{companion}").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                if path.is_file():
+                    for companion in (*_COMPANIONS, ""):  # the file last: by it they are found again
+                        Path(f"{path}{companion}").unlink(missing_ok=True)
 
     def _unusable(self, error: OSError) -> SpoolError:
         reason = "read_only" if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) else "unusable"
