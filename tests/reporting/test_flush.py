@@ -9,7 +9,8 @@ from serviceradar_poller.errors import SpoolWriteError
 from serviceradar_poller.reporting.spool import MemoryStore, NewReport, ReportStore, SpoolSettings
 from serviceradar_poller.testing.fakes import REFUSED
 from serviceradar_poller.testing.simloop import run
-from serviceradar_poller.testing.simsite import SimSite, agent_config, now_s, site_config
+from serviceradar_poller.testing.simsite import SimSite, agent_config, now_s, site_config, until
+from serviceradar_poller.testing.spools import make_report
 
 INTERVAL_S = 10.0
 
@@ -21,12 +22,15 @@ class Disk(MemoryStore):
     Attributes:
         broken: It does, and does not even remember what core has.
         asked: Times that a report was to be deleted.
+        seal_s: What a seal takes.
     """
 
     broken = False
     asked = 0
+    seal_s = 0.0
 
     async def seal(self, report: NewReport) -> int:
+        await asyncio.sleep(self.seal_s)
         self._fail()
         return await super().seal(report)
 
@@ -127,3 +131,57 @@ def test_with_time_enough_everything_goes_in_order() -> None:
             assert len(stamps) >= 123 and stamps == sorted(stamps)
 
     run(main())
+
+
+def test_a_call_that_hangs_does_not_use_up_the_time_of_what_only_memory_has() -> None:
+    """It is cut when half of the time is over: what would be lost goes then, though that call might still end well."""
+
+    async def main() -> None:
+        site = DiskSite(site_config([agent_config("a")]))
+        async with site.running() as poller:
+            await asyncio.sleep(15.0)
+            site.core.error = REFUSED
+            await asyncio.sleep(10 * INTERVAL_S)
+            site.disk.broken = True
+            before = int(site.env.clock.wall())
+            await asyncio.sleep(3 * INTERVAL_S)
+            memory = poller.reporting.sealer.fallback
+            assert memory.stats().reports >= 3
+            site.core.error, site.core.latency_s = None, 3_600.0
+            site.core.reports.clear()
+            await call_begins(site)
+            site.core.latency_s = 0.001
+            begin_s = now_s()
+            assert poller.tree is not None
+            await poller.tree.stop()
+            assert now_s() - begin_s <= 6.0
+            assert memory.stats().reports == 0
+            assert len([stamp for stamp in site.stamps() if stamp >= before]) >= 3
+
+    run(main())
+
+
+def test_what_the_last_seals_take_is_no_more_time_for_the_call_under_way() -> None:
+    """A stop takes no longer than it may where the disk is slow and core hangs."""
+
+    async def main() -> None:
+        site = DiskSite(site_config([agent_config("a")]))
+        async with site.running() as poller:
+            await asyncio.sleep(15.0)
+            site.core.latency_s = 3_600.0
+            await asyncio.sleep(3 * INTERVAL_S)
+            await call_begins(site)
+            site.disk.seal_s = 4.0
+            poller.reporting.sealer.put(make_report())
+            begin_s = now_s()
+            assert poller.tree is not None
+            await poller.tree.stop()
+            assert 4.0 <= now_s() - begin_s < 9.9, "the end of the time for a stop would have killed the reporter"
+
+    run(main())
+
+
+async def call_begins(site: DiskSite) -> None:
+    """Wait for the next call to core."""
+    calls = len(site.core.calls)
+    await until(lambda: len(site.core.calls) > calls)

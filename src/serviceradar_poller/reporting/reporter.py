@@ -247,23 +247,31 @@ class CoreReporter(Actor[Message]):
     async def _flush(self) -> None:
         now_s = self._env.clock.monotonic()
         until_s = now_s + self._settings.flush_timeout_s
-        sending = self._sending
+        half_s = until_s - self._settings.flush_timeout_s * MEMORY_SHARE
+        in_memory = self._state.sealer.fallback.stats
         self._drain(now_s)
         if (cut := self._state.book.final(now_s)) is not None:
             self._seal(cut, now_s)
         await self._state.sealer.settle()
-        if sending is not None:
-            # Its message may never be read any more: the task itself says how the attempt under way ended.
-            await asyncio.wait({sending}, timeout=self._settings.flush_timeout_s)
-            if sending.done() and not sending.cancelled():
-                await self._delivery.settle(sending.result())
+        await self._end_sending(half_s if in_memory().reports else until_s, until_s)
         # Oldest first, for as long as that leaves time for what would end with the process; then that alone: the rest
         # is on disk and goes after the next start, and core's view does not end on something older.
         self._delivery.hurry()
-        in_memory = self._state.sealer.fallback.stats
-        half_s = until_s - self._settings.flush_timeout_s * MEMORY_SHARE
         await self._send_all(lambda: half_s if in_memory().reports else until_s, lambda: self._state.sealer.reports)
         await self._send_all(lambda: until_s, lambda: in_memory().reports, memory_only=True)
+
+    async def _end_sending(self, wait_until_s: float, until_s: float) -> None:
+        """Let the attempt under way end by *wait_until_s*; then it is cut, and what it sends goes again."""
+        sending, clock = self._sending, self._env.clock
+        if sending is None:
+            return
+        await asyncio.wait({sending}, timeout=max(wait_until_s - clock.monotonic(), 0.0))
+        if not sending.done():
+            sending.cancel()  # the connection is for one call at a time
+            await asyncio.wait({sending}, timeout=max(until_s - clock.monotonic(), 0.0))
+        # Its message may never be read any more: the task itself says how it ended.
+        if sending.done() and not sending.cancelled():
+            await self._delivery.settle(sending.result())
 
     async def _send_all(
         self, until_s: Callable[[], float], waiting: Callable[[], int], *, memory_only: bool = False
