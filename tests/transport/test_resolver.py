@@ -13,7 +13,16 @@ import pytest
 from serviceradar_poller.env import Event
 from serviceradar_poller.errors import ResolveError
 from serviceradar_poller.events.polling import NameStale
-from serviceradar_poller.logic.lookups import LATE_MAX, LOOKUPS_MAX, NEW_MAX, NEW_YOUNG_MAX, QUICK_S
+from serviceradar_poller.logic.lookups import (
+    DOUBTED_MAX,
+    LATE_MAX,
+    LOOKUPS_MAX,
+    NEW_MAX,
+    NEW_YOUNG_MAX,
+    QUICK_S,
+    ZONE_LATE_MIN,
+    Rank,
+)
 from serviceradar_poller.testing import simloop
 from serviceradar_poller.transport import interfaces, lookups, resolver
 from serviceradar_poller.transport.interfaces import interface_address
@@ -250,6 +259,39 @@ def test_a_look_up_that_never_ends_is_made_a_second_time() -> None:
         assert names.asked == ["z", "z", "z"]  # the first one had ended when the last was begun
 
     sim(test)
+
+
+def test_a_name_that_is_doubted_keeps_its_place() -> None:
+    """Another who asks for it does not bring it behind those who came later; core brings it to the front."""
+
+    async def main() -> None:
+        asked: list[str] = []
+        ends: dict[str, Callable[[Answer], None]] = {}
+
+        def ask(host: str, deliver: Callable[[Answer], None]) -> None:
+            asked.append(host)
+            ends[host] = deliver
+
+        made = lookups.Lookups(ask, on_late=lambda host: None, on_answer=lambda host, answer, late: None)
+        for i in range(ZONE_LATE_MIN):
+            made.join(f"late-{i}.lan", Rank.NEW)
+        await asyncio.sleep(QUICK_S + 0.1)
+        for i in range(DOUBTED_MAX):
+            made.join(f"doubted-{i}.lan", Rank.NEW)
+        assert len(asked) == ZONE_LATE_MIN + DOUBTED_MAX
+        for host in ("shared.lan", "second.lan", "third.lan", "core.lan"):
+            made.join(host, Rank.NEW)
+        assert made.waiting == 4
+        for rank in (Rank.PROVEN, Rank.NEW, Rank.PROVEN):
+            made.join("shared.lan", rank)
+        asked.clear()
+        made.join("core.lan", Rank.URGENT)
+        assert asked == ["core.lan"]
+        for i in range(3):
+            ends[f"doubted-{i}.lan"](GOOD)
+        assert asked == ["core.lan", "shared.lan", "second.lan", "third.lan"]
+
+    simloop.run(main())
 
 
 def test_a_failure_says_what_the_time_went_by_with() -> None:

@@ -116,7 +116,8 @@ class Lookups:
             self._lookups[host] = lookup
             self._queues[rank][host] = lookup
             self._begin_others()
-        elif lookup.began_s is None and rank < lookup.rank:
+        elif lookup.began_s is None and rank < lookup.rank and (lookup.rank is not Rank.DOUBTED or rank is Rank.URGENT):
+            # From DOUBTED the others would come back to it, each time behind all who wait there.
             del self._queues[lookup.rank][host]
             lookup.rank = rank
             self._queues[rank][host] = lookup
