@@ -30,6 +30,7 @@ from serviceradar_poller.transport.lookups import JOIN_S_MAX, Answer
 from serviceradar_poller.transport.resolver import STALE_AFTER_S, STALE_S_MAX, SystemResolver
 
 GOOD = Answer(addresses=("192.0.2.1",))
+OLD = Answer(addresses=("192.0.2.66",))
 NO_NAME = Answer(error="Name or service not known", final=True)
 AGAIN = Answer(error="Temporary failure in name resolution")
 
@@ -259,6 +260,65 @@ def test_a_look_up_that_never_ends_is_made_a_second_time() -> None:
         assert names.asked == ["z", "z", "z"]  # the first one had ended when the last was begun
 
     sim(test)
+
+
+def test_a_look_up_that_hangs_is_one_of_two_also_after_another_was_answered() -> None:
+    """However often a name is asked for and answered beside a look-up that hangs, no two are made beside it."""
+
+    async def test(names: Names, system: SystemResolver) -> None:
+        names.delays_s["x"] = 200.0
+        await outcome(system, "x")
+        await asyncio.sleep(JOIN_S_MAX)
+        names.delays_s["x"] = 0.001
+        for _ in range(3):
+            assert await outcome(system, "x") == (GOOD.addresses, 0.0)
+        names.delays_s["x"] = 1e6
+        for _ in range(20):
+            await outcome(system, "x")
+        assert len(names.asked) == 5 and names.running == 2
+        await asyncio.sleep(150.0)
+        assert names.running == 1, "the first has ended"
+        for _ in range(20):
+            await outcome(system, "x")
+        assert len(names.asked) == 6 and names.running == 2
+
+    assert sim(test).peak == 2
+
+
+@pytest.mark.parametrize(
+    ("newer", "kept"),
+    [(GOOD, GOOD.addresses), (NO_NAME, "the name could not be looked up: Temporary failure in name resolution")],
+)
+def test_an_answer_that_was_overtaken_changes_nothing(newer: Answer, kept: Any) -> None:
+    """What an older look-up says after a newer one is of the past."""
+
+    async def test(names: Names, system: SystemResolver) -> None:
+        assert await after_both(names, system, newer) == kept
+
+    sim(test)
+
+
+def test_an_old_answer_is_better_than_none() -> None:
+    """Where the newer look-up could tell nothing, what the older one says counts."""
+
+    async def test(names: Names, system: SystemResolver) -> None:
+        assert await after_both(names, system, AGAIN) == OLD.addresses
+
+    sim(test)
+
+
+async def after_both(names: Names, system: SystemResolver, newer: Answer) -> Any:
+    """Return what is known once a look-up has said *newer* and, after it, an older one OLD."""
+    names.delays_s["x"] = 2 * JOIN_S_MAX
+    await outcome(system, "x")
+    await asyncio.sleep(JOIN_S_MAX)
+    names.answers["x"], names.delays_s["x"] = newer, 0.001
+    await outcome(system, "x")
+    names.answers["x"] = OLD
+    await asyncio.sleep(2 * JOIN_S_MAX)
+    assert names.running == 0
+    names.answers["x"] = AGAIN
+    return (await outcome(system, "x"))[0]
 
 
 def test_a_name_that_is_doubted_keeps_its_place() -> None:

@@ -54,9 +54,10 @@ class Lookup:
         answer: Never fails.
         began_s: In the loop's time; None while it waits for a place.
         older: One of the same name that runs on; None where there is none.
+        overtaken: A newer one of the same name has told something: what this one says is of the past.
     """
 
-    __slots__ = ("answer", "began_s", "host", "late", "older", "rank", "timer", "waiters")
+    __slots__ = ("answer", "began_s", "host", "late", "older", "overtaken", "rank", "timer", "waiters")
 
     def __init__(self, host: str, rank: Rank) -> None:
         self.host = host
@@ -65,6 +66,7 @@ class Lookup:
         self.began_s: float | None = None
         self.late = False
         self.older: Lookup | None = None
+        self.overtaken = False
         self.waiters = 0
         self.timer: asyncio.TimerHandle | None = None
 
@@ -76,7 +78,7 @@ class Lookups:
     Args:
         ask: Does one.
         on_late: Told of a name whose look-up takes long, as soon as it does.
-        on_answer: Told of every answer and whether it was late, before those who wait for it.
+        on_answer: Told of every answer that was not overtaken and whether it was late, before those who wait for it.
 
     Attributes:
         load: Those that run.
@@ -183,11 +185,16 @@ class Lookups:
                     del self._zones_late[zone]
         else:
             self.load.young -= lookup.rank in (Rank.PROVEN, Rank.NEW)
-        newest = self._lookups.get(lookup.host)
-        if newest is lookup:
+        newest, older = self._lookups.get(lookup.host), lookup.older
+        if newest is lookup and older is not None:
+            # It runs on, and is the one beside which the next begins: not a third.
+            self._lookups[lookup.host] = older
+            older.overtaken = older.overtaken or bool(answer.addresses) or answer.final
+        elif newest is lookup:
             del self._lookups[lookup.host]
-        elif newest is not None:
+        elif newest is not None and newest.older is lookup:
             newest.older = None
-        self._on_answer(lookup.host, answer, lookup.late)
+        if not lookup.overtaken:
+            self._on_answer(lookup.host, answer, lookup.late)
         lookup.answer.set_result(answer)
         self._begin_others()
