@@ -157,14 +157,18 @@ def test_server_stopped_gracefully(peers: Callable[[str], PeerProcess], mtls: Se
             first = connection_of(channel)
             await asyncio.to_thread(peer.stop, address, gracefully=True)
             await until(lambda: not first.usable)
-            error = await failure(channel.unary(f"{SERVICE}Unary", b"", AMPLE_S))
-            assert (error.layer, error.reason, error.retryable) == (Layer.TCP, "refused", True), error
+            # Its listener may outlast the GOAWAY for a moment, and then resets what it accepts.
+            attempts, reason = 0, ""
+            while reason != "refused":
+                error = await failure(channel.unary(f"{SERVICE}Unary", b"", AMPLE_S))
+                attempts, reason = attempts + 1, error.reason
+                assert error.unreachable and error.retryable and reason in ("refused", "reset", "tls"), error
             await asyncio.to_thread(peer.start, port=port, tls=True)
             assert await channel.unary(f"{SERVICE}Unary", b"back", AMPLE_S) == b"back"
             assert not held.done()
             await peer.open_gate(gate)
             assert await held == request
-            assert channel.opened == 3
+            assert channel.opened == 2 + attempts
 
     drive(main)
 
