@@ -94,7 +94,9 @@ def test_1000_calls_at_once(
                 await peer.open_gate(f"calls {address}")
             assert [task.result() for task in tasks] == requests
             assert channel.opened == 1
-            assert await peer.stats() == {"peak": peak, "order": list(range(COUNT))}
+            seen = await peer.stats()
+            assert seen["peak"] == peak
+            assert sorted(seen["order"]) == list(range(COUNT))  # gRPC's C core begins them as its threads come by
 
     drive(main)
 
