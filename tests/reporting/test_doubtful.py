@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from serviceradar_poller.app.poller import Poller
 from serviceradar_poller.errors import CallError, GrpcCode, Layer
 from serviceradar_poller.events.polling import CoreConnected, CoreLost, ReportFailed, ReportSetAside
 from serviceradar_poller.testing.fakes import REFUSED
@@ -20,6 +21,19 @@ def make_site() -> SimSite:
     return SimSite(site_config([agent_config("a0"), agent_config("a1")]))
 
 
+async def until_failed(site: SimSite, attempt: int) -> None:
+    """Wait until a report's attempt of this number has failed."""
+    await until(lambda: any(event.attempt == attempt for event in site.of(ReportFailed)), step_s=0.001)
+
+
+async def until_delivered(site: SimSite, poller: Poller) -> None:
+    """Wait until nothing waits for core; all of it has arrived, and none was set aside."""
+    sealer = poller.reporting.sealer
+    await until(lambda: sealer.reports == 0, within_s=60.0)
+    assert not site.of(ReportSetAside)
+    assert sealer.accounts().delivered == sealer.accounts().polled
+
+
 @pytest.mark.parametrize("attempts", [10, 15])
 def test_a_core_that_is_mended_while_its_fault_is_looked_for_costs_no_report(attempts: int) -> None:
     """After the report behind it was taken, the doubtful one goes once more, and arrives."""
@@ -30,12 +44,9 @@ def test_a_core_that_is_mended_while_its_fault_is_looked_for_costs_no_report(att
             await asyncio.sleep(25.0)
             site.core.error = UNKNOWN
             # The next attempt is the report behind: its acceptance says nothing of a core that was mended meanwhile.
-            await until(lambda: any(event.attempt == attempts for event in site.of(ReportFailed)), step_s=0.001)
+            await until_failed(site, attempts)
             site.core.error = None
-            await until(lambda: poller.reporting.sealer.reports == 0, within_s=60.0)
-            assert not site.of(ReportSetAside)
-            accounts = poller.reporting.sealer.accounts()
-            assert accounts.delivered == accounts.polled
+            await until_delivered(site, poller)
 
     run(main())
 
@@ -48,10 +59,9 @@ def test_a_core_that_says_no_without_an_error_is_the_same() -> None:
         async with site.running() as poller:
             await asyncio.sleep(25.0)
             site.core.received = False
-            await until(lambda: any(event.attempt == 10 for event in site.of(ReportFailed)), step_s=0.001)
+            await until_failed(site, 10)
             site.core.received = True
-            await until(lambda: poller.reporting.sealer.reports == 0, within_s=60.0)
-            assert not site.of(ReportSetAside)
+            await until_delivered(site, poller)
 
     run(main())
 
@@ -66,12 +76,9 @@ def test_a_stream_that_could_not_register_says_nothing_of_a_report() -> None:
             site.core.error = REFUSED  # core has to be told of the poller again
             await until(lambda: site.of(CoreLost))
             site.core.error = UNKNOWN
-            await until(lambda: any(event.attempt == 10 for event in site.of(ReportFailed)), step_s=0.001)
+            await until_failed(site, 10)
             site.core.error = None
-            await until(lambda: poller.reporting.sealer.reports == 0, within_s=60.0)
-            assert not site.of(ReportSetAside)
-            accounts = poller.reporting.sealer.accounts()
-            assert accounts.delivered == accounts.polled
+            await until_delivered(site, poller)
 
     run(main())
 
@@ -84,7 +91,7 @@ def test_the_way_to_core_breaking_decides_nothing() -> None:
         async with site.running() as poller:
             await asyncio.sleep(25.0)
             site.core.error = UNKNOWN
-            await until(lambda: any(event.attempt == 10 for event in site.of(ReportFailed)), step_s=0.001)
+            await until_failed(site, 10)
             site.core.error = None
             count = len(site.core.reports)
             await until(lambda: len(site.core.reports) > count, step_s=0.0001)
@@ -92,8 +99,7 @@ def test_the_way_to_core_breaking_decides_nothing() -> None:
             await asyncio.sleep(20.0)
             assert not site.of(ReportSetAside)
             site.core.error = None
-            await until(lambda: poller.reporting.sealer.reports == 0, within_s=60.0)
-            assert not site.of(ReportSetAside)
+            await until_delivered(site, poller)
 
     run(main())
 
